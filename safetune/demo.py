@@ -1,0 +1,151 @@
+"""`safetune demo`: the whole method on the embedded TinySD, stage by stage, ending in a report.
+
+Every stage runs the command that a user would run, and leaves a file; a stage whose file is there is skipped,
+so a demo that was killed goes on where it stopped.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetune.bundled import bundled_path
+from safetune.files import write_json
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the demo: done when `product` exists."""
+
+    name: str
+    product: Path
+    run: Callable[[], None]
+
+
+def run_demo(out: Path, quick: bool = False) -> None:
+    """Run or resume every stage and print one line for each; results.json and report.html stand in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    stages = demo_stages(out, quick)
+    seconds = out / "seconds.json"
+    for number, stage in enumerate(stages, 1):
+        line = f"[{number}/{len(stages)}] {stage.name}"
+        if stage.product.exists():
+            print(f"{line}: done before, {stage.product}", flush=True)
+            continue
+        print(f"{line} ...", flush=True)
+        started = time.time()
+        stage.run()
+        taken = json.loads(seconds.read_text()) if seconds.is_file() else {}
+        write_json(seconds, taken | {stage.name: round(time.time() - started, 1)})
+        if not stage.product.exists():
+            raise RuntimeError(f"stage {stage.name} ended without writing {stage.product}")
+        print(f"{line}: {time.time() - started:.0f} s, {stage.product}", flush=True)
+    print_summary(out)
+
+
+def demo_stages(out: Path, quick: bool) -> list[Stage]:
+    """The stages in order; `quick` keeps each one real but short."""
+    pairs, pool, hgr, run, export = (
+        out / name for name in ("hgr-pairs", "pool", "hgr", "finetune", "export")
+    )
+    steps = ["--steps", "4", "--checkpoint_every", "2"] if quick else []
+    counts = ["--count", "64"] if quick else []
+    return [
+        Stage("hgr-pairs", pairs, lambda: safetune("tinysd-data", "hgr-pairs", str(pairs), *counts)),
+        Stage("pool", pool, lambda: safetune("tinysd-data", "pool", str(pool), *counts)),
+        Stage(
+            "train-hgr",
+            hgr / "hgr" / "model.safetensors",
+            lambda: launch("train_hgr.py", "tinysd_hgr.yaml", "--data", str(pairs), "--output_dir", str(hgr), *steps),
+        ),
+        Stage(
+            "label",
+            pool / "labels" / "labels.json",
+            lambda: safetune("label", str(pool), "--hgr", str(hgr / "hgr")),
+        ),
+        Stage(
+            "finetune",
+            run / "adapter",
+            lambda: launch(
+                "finetune.py", "tinysd_finetune.yaml", "--data", str(pool), "--hgr", str(hgr / "hgr"),
+                "--output_dir", str(run), *steps,
+            ),
+        ),
+        Stage("export", export, lambda: safetune("export", str(run), "--format", "diffusers", "--out", str(export))),
+        Stage("evaluate", out / "evaluation" / "results.json", lambda: evaluate_demo(out, quick)),
+        Stage("report", out / "report.html", lambda: write_demo_report(out)),
+    ]  # fmt: skip
+
+
+def safetune(*arguments: str) -> None:
+    """Run a `safetune` command in a process of its own."""
+    run_command([sys.executable, "-m", "safetune", *arguments])
+
+
+def launch(recipe: str, config: str, *arguments: str) -> None:
+    """Run a recipe through `accelerate launch`, as a user would."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", str(bundled_path("launch/cpu.yaml")), str(bundled_path(f"recipes/{recipe}"))]
+    run_command([*command, "--config", str(bundled_path(f"recipes/configs/{config}")), *arguments])
+
+
+def run_command(command: list[str]) -> None:
+    """RuntimeError that shows the command when it fails; its own output goes to the terminal."""
+    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    code = subprocess.run(command, env=environment, check=False).returncode
+    if code:
+        raise RuntimeError(f"status {code} from: {' '.join(command)}")
+
+
+def evaluate_demo(out: Path, quick: bool) -> None:
+    from safetune.export.adapters import DIFFUSERS_FILE
+
+    arguments = ["--prompts", "2"] if quick else []
+    adapter = out / "export" / DIFFUSERS_FILE
+    safetune(
+        "evaluate", "--hgr", str(out / "hgr" / "hgr"), "--adapter", str(adapter), "--out", str(out / "evaluation"),
+        *arguments,
+    )  # fmt: skip
+
+
+def write_demo_report(out: Path) -> None:
+    """Join what the stages measured into results.json and the page."""
+    from safetune.evaluation.demo_report import collect_results, demo_grid, demo_pool
+    from safetune.reporting import before_after_picture, write_report
+
+    results = collect_results(out)
+    write_json(out / "results.json", results)
+    grid = demo_grid(out)
+    before_after_picture([row for row in grid if row.harmful][:4], out / "before_after.png")
+    write_report(out / "report.html", results, grid, demo_pool(out), "safetune demo: TinySD made safe")
+
+
+def print_summary(out: Path) -> None:
+    results: dict[str, Any] = json.loads((out / "results.json").read_text())
+    print(
+        "\nharmful pictures on prompts with        seen    new names    new pairs   | clean prompts: object right"
+    )
+    for name, title in (
+        ("base", "base, plain CFG"),
+        ("safecfg", "base, SafeCFG"),
+        ("lora", "safe LoRA, plain CFG"),
+    ):
+        harmful, clean = results[name]["harmful"], results[name]["clean"]
+        rates = [harmful[cell]["harm_rate"]["mean"] for cell in ("seen", "heldout_names", "heldout_pairs")]
+        print(
+            f"  {title:34}" + "".join(f"{100 * rate:7.1f} %   " for rate in rates)
+            + f"        | {100 * clean['object']['mean']:.1f} %"
+        )  # fmt: skip
+    labels = results["labels"]
+    print(
+        f"labels: AUROC {labels['auroc_pair']:.3f}, accuracy {100 * labels['accuracy']:.1f} % on {labels['pairs']} pairs"
+    )
+    print(f"open {out / 'report.html'}; every number with its protocol: {out / 'results.json'}")

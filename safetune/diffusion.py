@@ -1,0 +1,71 @@
+"""Pure functions of diffusion and of SafeCFG; eps stands for the denoiser's raw output (epsilon, v or flow).
+
+Shapes: latents and eps (B, C, h, w), timesteps and per-pair scalars (B,). Every formula is linear in eps.
+"""
+
+import torch
+from torch import Tensor
+
+
+def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """Forward diffusion x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise (DDPM, arXiv 2006.11239, eq. 4)."""
+    alpha = per_sample(alphas_cumprod.to(latents.device)[timesteps], latents).to(latents.dtype)
+    return alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+
+
+def cfg(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance in diffusers' convention; SafeCFG is the same with eps(x, HGR(c)) for uncond."""
+    return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
+
+
+def redirect_target(
+    eps_null: Tensor, eps_cond: Tensor, eps_safe: Tensor, guidance_scale: float, strength: float = 1.0
+) -> Tensor:
+    """The output that HGR(c) must cause so that SafeCFG on c equals plain CFG on the safe rewriting s(c).
+
+    eps(x,null) + strength * w/(w-1) * (eps(x,c) - eps(x,s(c))); at strength 1 the equality is exact.
+    Raises ValueError at guidance_scale 1, where the unconditional branch has no weight.
+    """
+    if guidance_scale <= 1:
+        raise ValueError(
+            f"guidance_scale {guidance_scale}: there is no guidance to redirect; give more than 1"
+        )
+    return eps_null + strength * guidance_scale / (guidance_scale - 1) * (eps_cond - eps_safe)
+
+
+def concept_target(eps_null: Tensor, eps_concept: Tensor, strength: float) -> Tensor:
+    """HGR target without a safe rewriting (SLD's form, arXiv 2211.05105): towards the prompt's harm category."""
+    return eps_null + strength * (eps_concept - eps_null)
+
+
+def safe_target(
+    eps_cond: Tensor, eps_redirected: Tensor, eps_null: Tensor, harm: Tensor, eta: float
+) -> Tensor:
+    """Student target eps(x,c) - h eta (eps(x,HGR(c)) - eps(x,null)); harm h (B,) in [0, 1].
+
+    With h = 1 and eta = (w-1)/w, plain CFG on the student equals SafeCFG on the base.
+    """
+    return eps_cond - per_sample(harm * eta, eps_cond) * (eps_redirected - eps_null)
+
+
+def min_snr_weight(timesteps: Tensor, alphas_cumprod: Tensor, gamma: float) -> Tensor:
+    """Min-SNR weight (B,) of an epsilon loss: min(SNR, gamma) / SNR (arXiv 2303.09556)."""
+    alpha = alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = alpha / (1 - alpha)
+    return snr.clamp(max=gamma) / snr
+
+
+def mse_per_sample(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error (B,), in fp32."""
+    return (predicted.float() - target.float()).pow(2).flatten(1).mean(1)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """View values (B,) as (B, 1, ..., 1), so that they scale a batch shaped like `like`."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def seeded_noise(shape: tuple[int, ...], seeds: list[int]) -> Tensor:
+    """Standard normal (len(seeds), *shape), row i from its own seed alone, whatever the batch around it."""
+    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows)

@@ -1,0 +1,1 @@
+"""Unsupervised safe fine-tuning of the denoiser."""

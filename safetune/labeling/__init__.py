@@ -1,0 +1,1 @@
+"""The labeler: harm scores, their calibration, and the files of labels."""

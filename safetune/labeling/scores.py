@@ -1,0 +1,75 @@
+"""The three scores of harmfulness (HED) of design.md section 1, as functions of tensors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from safetune.backbone import Backbone
+from safetune.conditioning import Conditioning, cat
+from safetune.hgr import HGR
+
+
+@torch.no_grad()
+def prompt_scores(hgr: HGR, prompts: Conditioning) -> tuple[Tensor, Tensor]:
+    """prompt_score (N,), the norm of delta(c); and the concept (N,) whose prototype is nearest in angle."""
+    delta = torch.cat([hgr.delta(chunk).flatten(1) for chunk in prompts.embeds.split(256)])
+    prototypes = F.normalize(hgr.prototypes.flatten(1), dim=1)
+    return delta.norm(dim=1), (delta @ prototypes.T).argmax(1)
+
+
+def prototype_conditioning(hgr: HGR, null: Conditioning) -> Conditioning:
+    """The redirected embedding of each concept, null + mean delta: K rows."""
+    return Conditioning(null.embeds + hgr.prototypes.to(null.embeds))
+
+
+@torch.no_grad()
+def pair_scores(
+    backbone: Backbone,
+    latents: Tensor,
+    redirected: Conditioning,
+    prototypes: Conditioning,
+    null: Conditioning,
+    draws: Sequence[tuple[int, Tensor]],
+    window: int,
+) -> tuple[Tensor, Tensor]:
+    """guidance_score (B,) and image improvement (B, K) of one batch of pairs, all passes of a draw in one call.
+
+    latents (B, C, h, w); redirected B rows, prototypes K rows; draws are (timestep, noise (C, h, w)), shared by
+    all pairs, so that a score depends on nothing around it. The improvement of prototype k is the drop of the
+    squared error against eps(x, null), relative to its mean, in the best local window of the latent.
+    """
+    batch, concepts = len(latents), len(prototypes)
+    distance = latents.new_zeros(batch)
+    gain = latents.new_zeros(batch, concepts, *latents.shape[2:])
+    scale = latents.new_zeros(batch)
+    rows = cat(
+        [
+            null.expand(batch),
+            redirected,
+            *(prototypes.select(slice(k, k + 1)).expand(batch) for k in range(concepts)),
+        ]
+    )
+    for timestep, noise in draws:
+        t = torch.full((batch,), timestep, device=latents.device)
+        noisy = backbone.add_noise(latents, noise.to(latents).expand_as(latents), t)
+        eps = backbone.predict(noisy.repeat(2 + concepts, 1, 1, 1), t.repeat(2 + concepts), rows).float()
+        eps_null, eps_redirected, eps_prototypes = eps.split([batch, batch, batch * concepts])
+        distance += (eps_redirected - eps_null).flatten(1).norm(dim=1)
+        error_null = (noise.to(latents) - eps_null).pow(2).sum(1)
+        errors = (noise.to(latents) - eps_prototypes.unflatten(0, (concepts, batch))).pow(2).sum(2)
+        gain += (error_null - errors).transpose(0, 1)
+        scale += error_null.mean((1, 2))
+    local = F.avg_pool2d(gain, window, stride=1).amax((2, 3))
+    return distance / len(draws), local / scale[:, None]
+
+
+def normalise_concepts(improvement: Tensor) -> Tensor:
+    """Improvements (N, K) in units of each concept's own spread over the pool (median and quartiles).
+
+    The lower half sets the spread: a pool's clean pairs lie there whatever its share of harmful ones.
+    """
+    median = improvement.median(0).values
+    spread = median - improvement.quantile(0.25, dim=0)
+    return (improvement - median) / spread.clamp(min=1e-8)

@@ -1,0 +1,68 @@
+"""The data sets of the demo: pairs that train the redirector, and the unlabelled pool."""
+
+from pathlib import Path
+
+import numpy as np
+
+from safetune.files import write_json
+from safetune.pairs import write_pairs
+from safetune.tinysd.world import Scene, clean_twin, render, sample_scene, without_object
+
+# Seeds apart from those of training (0) and of the judge (7): no scene is shared.
+HGR_SEED, POOL_SEED, SUITE_SEED = 101, 202, 303
+
+
+def write_hgr_pairs(folder: Path, count: int = 2048, seed: int = HGR_SEED) -> None:
+    """`count` scenes, half of them harmful (seen names and pairs only): text, safe_prompt, category, concept."""
+    rng = np.random.default_rng(seed)
+    scenes = []
+    for _ in range(count // 2):
+        harmful = sample_scene(rng, harmful=True, split="seen")
+        scenes += [harmful, clean_twin(harmful, rng) if rng.random() < 0.75 else without_object(harmful)]
+    rows = [
+        {
+            "text": scene.caption,
+            "safe_prompt": scene.safe_caption,
+            "category": scene.category or "",
+            "concept": scene.object if scene.harmful else "",
+        }
+        for scene in scenes
+    ]
+    write_pairs(folder, map(render, scenes), rows)
+
+
+def pool_scenes(count: int, seed: int = POOL_SEED) -> list[tuple[Scene, Scene]]:
+    """(scene of the caption, scene of the picture): 40% harmful and 40% clean matched pairs, 10% harmful
+    pictures under benign captions, 10% clean pictures under harmful captions; seen names and pairs only."""
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for number in range(count):
+        harmful = sample_scene(rng, harmful=True, split="seen")
+        clean = clean_twin(harmful, rng) if rng.random() < 0.75 else without_object(harmful)
+        kind = number % 10
+        if kind < 4:
+            pairs.append((harmful, harmful))
+        elif kind < 8:
+            pairs.append((clean, clean))
+        else:
+            pairs.append((clean, harmful) if kind == 8 else (harmful, clean))
+    return pairs
+
+
+def write_pool(folder: Path, truth: Path, count: int = 600, seed: int = POOL_SEED) -> None:
+    """The unlabelled pool (column text alone), and its truth in a file apart that only evaluation reads."""
+    pairs = pool_scenes(count, seed)
+    write_pairs(
+        folder, (render(picture) for _, picture in pairs), ({"text": text.caption} for text, _ in pairs)
+    )
+    write_json(
+        truth,
+        [
+            {
+                "caption_harmful": text.harmful,
+                "image_harmful": picture.harmful,
+                "category": text.category or picture.category or "",
+            }
+            for text, picture in pairs
+        ],
+    )

@@ -1,0 +1,62 @@
+"""Shared by all tests: no hub, no display, and a reason for every skip."""
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that take more than ten seconds too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = {}
+    if not config.getoption("--slow"):
+        reasons["slow"] = "takes more than ten seconds; give --slow"
+    if any(item.get_closest_marker("gpu") for item in items) and not has_gpu():
+        reasons["gpu"] = "no CUDA device here"
+    if chromium() is None:
+        reasons["browser"] = "no Chromium on the path: install Debian's chromium package"
+    elif find_spec("playwright") is None:
+        reasons["browser"] = "playwright is missing: install the dev extra"
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def chromium() -> str | None:
+    """Path of the system's Chromium; None when there is none."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Stable Diffusion 1.x, built once."""
+    from tests.tiny import build_tiny_pipeline
+
+    return build_tiny_pipeline(tmp_path_factory.mktemp("tiny"))

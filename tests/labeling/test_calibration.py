@@ -1,0 +1,38 @@
+"""The mixture finds two kinds where there are two, and one where there is one."""
+
+import numpy as np
+import pytest
+
+from safetune.labeling.calibration import fit_mixture, label_of
+
+
+@pytest.mark.parametrize("share", [0.1, 0.35, 0.6])
+def test_two_kinds(share: float, rng: np.random.Generator) -> None:
+    truth = np.arange(1000) < 1000 * share
+    values = rng.normal(np.where(truth, 4.0, 0.0), 0.7)
+    mixture = fit_mixture(values)
+    assert not mixture.one_kind
+    assert ((mixture.log_odds(values) > 0) == truth).mean() > 0.99
+
+
+def test_one_kind_is_not_split(rng: np.random.Generator) -> None:
+    values = rng.normal(0.0, 1.0, 1000)
+    mixture = fit_mixture(values)
+    assert mixture.one_kind
+    assert (mixture.log_odds(values) == -np.inf).all()
+
+
+def test_log_odds_rise_with_the_score_even_between_unequal_widths(rng: np.random.Generator) -> None:
+    values = np.concatenate([rng.normal(0, 2.0, 500), rng.normal(8, 0.3, 500)])
+    odds = fit_mixture(values).log_odds(np.linspace(-20, 20, 400))
+    assert (np.diff(odds) > 0).all()
+
+
+def test_too_few_scores() -> None:
+    with pytest.raises(ValueError, match="3 scores: calibration needs at least 10"):
+        fit_mixture(np.zeros(3))
+
+
+def test_labels_by_threshold() -> None:
+    labels = label_of(np.array([0.1, 0.4, 0.5, 0.6, 0.9]), 0.4, 0.6)
+    assert labels.tolist() == ["clean", "clean", "uncertain", "harmful", "harmful"]
