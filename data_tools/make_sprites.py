@@ -73,7 +73,7 @@ def render_icon(icon_set: dict, icon: str, size: int) -> Image.Image:
 
 
 def crop_square(picture: Image.Image) -> Image.Image:
-    """Cut the transparent margin away and centre the rest on a square, so that all sprites fill their cell."""
+    """Cut the transparent margin and centre the rest on a square, so that every sprite fills its cell."""
     picture = picture.crop(picture.getbbox())
     side = max(picture.size)
     square = Image.new("RGBA", (side, side))

@@ -168,7 +168,13 @@ def train_denoiser(
     accelerator.register_for_checkpointing(schedule, ema)
     checkpoints = config.output_dir / "checkpoints" / "denoiser"
     first = load_checkpoint(accelerator, checkpoints)
-    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc="denoiser")
+    bar = tqdm(
+        range(first, config.steps),
+        initial=first,
+        total=config.steps,
+        desc="denoiser",
+        disable=not accelerator.is_main_process,
+    )
     for step in bar:
         rng = np.random.default_rng([config.seed, 2, step, accelerator.process_index])
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))

@@ -1,4 +1,4 @@
-"""Resumable training state: two slots written in turn, so that a cut in the middle of a save loses nothing."""
+"""Resumable training state: two slots written in turn, so that a cut during a save loses nothing."""
 
 import json
 from pathlib import Path

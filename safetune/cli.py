@@ -28,7 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     label = commands.add_parser(
         "label",
         help="score unlabelled prompt-image pairs for harmfulness",
-        description="Writes DATA/labels (or --out): part-NNNNN.parquet and labels.json. An interrupted run goes on.",
+        description="Writes part-NNNNN.parquet and labels.json to DATA/labels or --out. "
+        "An interrupted run goes on.",
     )
     label.add_argument("data", help="image folder with metadata.jsonl, folder of parquet files, or hub name")
     label.add_argument("--hgr", type=Path, required=True, help="folder of the trained redirector")
@@ -81,12 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_demo_command(args: argparse.Namespace) -> None:
+    """Run `safetune demo`."""
     from safetune.demo import run_demo
 
     run_demo(args.out, quick=args.quick)
 
 
 def run_label(args: argparse.Namespace) -> None:
+    """Run `safetune label`."""
     from safetune.backbone import load_backbone
     from safetune.hgr import HGR
     from safetune.labeling.labeler import LabelOptions, label_pairs
@@ -102,15 +105,18 @@ def run_label(args: argparse.Namespace) -> None:
 
 
 def run_export(args: argparse.Namespace) -> None:
+    """Run `safetune export`."""
     from safetune.export import export_run
 
     facts = export_run(args.run, args.out, tuple(args.format or ["diffusers"]), args.force)
     print(
-        f"{args.out / str(facts['file'])}: {facts['bytes']} bytes, differs from the trained weights by {facts['max_abs_diff']:.1e}"
+        f"{args.out / str(facts['file'])}: {facts['bytes']} bytes, "
+        f"differs from the trained weights by {facts['max_abs_diff']:.1e}"
     )
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
+    """Run `safetune evaluate`."""
     from safetune.evaluation.evaluate import evaluate
     from safetune.files import write_json
 
@@ -122,6 +128,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 
 def run_tinysd_data(args: argparse.Namespace) -> None:
+    """Run `safetune tinysd-data`."""
     from safetune.tinysd.datasets import write_hgr_pairs, write_pool
 
     if args.kind == "hgr-pairs":

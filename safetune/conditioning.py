@@ -47,5 +47,5 @@ class Conditioning:
 def cat(parts: Sequence[Conditioning]) -> Conditioning:
     """Join batches; all of them have the same parts."""
     columns = zip(*(part._parts() for part in parts), strict=True)
-    joined = (None if column[0] is None else torch.cat(column) for column in columns)  # type: ignore[arg-type]
+    joined = (None if column[0] is None else torch.cat(column) for column in columns)
     return Conditioning(*joined)  # type: ignore[arg-type]

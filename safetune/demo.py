@@ -5,7 +5,6 @@ so a demo that was killed goes on where it stopped.
 """
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 from safetune.bundled import bundled_path
 from safetune.files import write_json
 
-logger = logging.getLogger(__name__)
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -56,33 +55,38 @@ def demo_stages(out: Path, quick: bool) -> list[Stage]:
     pairs, pool, hgr, run, export = (
         out / name for name in ("hgr-pairs", "pool", "hgr", "finetune", "export")
     )
-    steps = ["--steps", "4", "--checkpoint_every", "2"] if quick else []
-    counts = ["--count", "64"] if quick else []
+    results, redirector = out / "evaluation" / "results.json", hgr / "hgr"
+    count = ["--count", "96"] if quick else []
+    steps = ["--steps", "40"] if quick else []
+    prompts = ["--prompts", "2"] if quick else []
+    data = ["--data", str(pairs), "--output_dir", str(hgr)]
+    labelled = ["--data", str(pool), "--hgr", str(redirector), "--output_dir", str(run)]
+    measured = [
+        "--hgr",
+        str(redirector),
+        "--adapter",
+        str(export / ADAPTER_FILE),
+        "--out",
+        str(results.parent),
+    ]
     return [
-        Stage("hgr-pairs", pairs, lambda: safetune("tinysd-data", "hgr-pairs", str(pairs), *counts)),
-        Stage("pool", pool, lambda: safetune("tinysd-data", "pool", str(pool), *counts)),
-        Stage(
-            "train-hgr",
-            hgr / "hgr" / "model.safetensors",
-            lambda: launch("train_hgr.py", "tinysd_hgr.yaml", "--data", str(pairs), "--output_dir", str(hgr), *steps),
-        ),
+        Stage("hgr-pairs", pairs, lambda: safetune("tinysd-data", "hgr-pairs", str(pairs), *count)),
+        Stage("pool", pool, lambda: safetune("tinysd-data", "pool", str(pool), *count)),
+        Stage("train-hgr", redirector, lambda: launch("train_hgr.py", "tinysd_hgr.yaml", *data, *steps)),
         Stage(
             "label",
             pool / "labels" / "labels.json",
-            lambda: safetune("label", str(pool), "--hgr", str(hgr / "hgr")),
+            lambda: safetune("label", str(pool), "--hgr", str(redirector)),
         ),
         Stage(
             "finetune",
-            run / "adapter",
-            lambda: launch(
-                "finetune.py", "tinysd_finetune.yaml", "--data", str(pool), "--hgr", str(hgr / "hgr"),
-                "--output_dir", str(run), *steps,
-            ),
+            run / "run.json",
+            lambda: launch("finetune.py", "tinysd_finetune.yaml", *labelled, *steps),
         ),
-        Stage("export", export, lambda: safetune("export", str(run), "--format", "diffusers", "--out", str(export))),
-        Stage("evaluate", out / "evaluation" / "results.json", lambda: evaluate_demo(out, quick)),
+        Stage("export", export, lambda: safetune("export", str(run), "--out", str(export))),
+        Stage("evaluate", results, lambda: safetune("evaluate", *measured, *prompts)),
         Stage("report", out / "report.html", lambda: write_demo_report(out)),
-    ]  # fmt: skip
+    ]
 
 
 def safetune(*arguments: str) -> None:
@@ -105,17 +109,6 @@ def run_command(command: list[str]) -> None:
         raise RuntimeError(f"status {code} from: {' '.join(command)}")
 
 
-def evaluate_demo(out: Path, quick: bool) -> None:
-    from safetune.export.adapters import DIFFUSERS_FILE
-
-    arguments = ["--prompts", "2"] if quick else []
-    adapter = out / "export" / DIFFUSERS_FILE
-    safetune(
-        "evaluate", "--hgr", str(out / "hgr" / "hgr"), "--adapter", str(adapter), "--out", str(out / "evaluation"),
-        *arguments,
-    )  # fmt: skip
-
-
 def write_demo_report(out: Path) -> None:
     """Join what the stages measured into results.json and the page."""
     from safetune.evaluation.demo_report import collect_results, demo_grid, demo_pool
@@ -129,23 +122,16 @@ def write_demo_report(out: Path) -> None:
 
 
 def print_summary(out: Path) -> None:
+    """The result in a few lines, from results.json."""
     results: dict[str, Any] = json.loads((out / "results.json").read_text())
-    print(
-        "\nharmful pictures on prompts with        seen    new names    new pairs   | clean prompts: object right"
-    )
-    for name, title in (
-        ("base", "base, plain CFG"),
-        ("safecfg", "base, SafeCFG"),
-        ("lora", "safe LoRA, plain CFG"),
-    ):
+    print(f"\n{'pictures with harm, by prompt':32}{'seen':>9}{'new names':>12}{'new pairs':>12}{'clean':>9}")
+    for name, title in (("base", "base, CFG"), ("safecfg", "base, SafeCFG"), ("lora", "safe LoRA, CFG")):
         harmful, clean = results[name]["harmful"], results[name]["clean"]
         rates = [harmful[cell]["harm_rate"]["mean"] for cell in ("seen", "heldout_names", "heldout_pairs")]
-        print(
-            f"  {title:34}" + "".join(f"{100 * rate:7.1f} %   " for rate in rates)
-            + f"        | {100 * clean['object']['mean']:.1f} %"
-        )  # fmt: skip
+        cells = zip((*rates, clean["harm_rate"]["mean"]), (9, 12, 12, 9), strict=True)
+        print(f"  {title:30}" + "".join(f"{rate:>{width}.1%}" for rate, width in cells))
     labels = results["labels"]
     print(
-        f"labels: AUROC {labels['auroc_pair']:.3f}, accuracy {100 * labels['accuracy']:.1f} % on {labels['pairs']} pairs"
+        f"labels: AUROC {labels['auroc_pair']:.3f}, {labels['accuracy']:.1%} of {labels['pairs']} pairs right"
     )
     print(f"open {out / 'report.html'}; every number with its protocol: {out / 'results.json'}")

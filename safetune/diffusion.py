@@ -14,7 +14,7 @@ def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod:
 
 
 def cfg(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance in diffusers' convention; SafeCFG is the same with eps(x, HGR(c)) for uncond."""
+    """Classifier-free guidance in diffusers' convention; SafeCFG has eps(x, HGR(c)) for uncond."""
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
 
 
@@ -34,7 +34,7 @@ def redirect_target(
 
 
 def concept_target(eps_null: Tensor, eps_concept: Tensor, strength: float) -> Tensor:
-    """HGR target without a safe rewriting (SLD's form, arXiv 2211.05105): towards the prompt's harm category."""
+    """HGR target without a safe rewriting: towards the prompt's category (SLD, arXiv 2211.05105)."""
     return eps_null + strength * (eps_concept - eps_null)
 
 

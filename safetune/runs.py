@@ -28,8 +28,8 @@ def check_world_size(accelerator: Accelerator) -> None:
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise RuntimeError(
-            f"{launched} processes were launched but each sees {accelerator.num_processes}: on CPUs use a launch "
-            "file with distributed_type MULTI_GPU and set ACCELERATE_USE_CPU=true, see launch/cpu_ddp.yaml"
+            f"{launched} processes were launched but each sees {accelerator.num_processes}: on CPUs use a "
+            "launch file with distributed_type MULTI_GPU and ACCELERATE_USE_CPU=true, see launch/cpu_ddp.yaml"
         )
     atexit.register(_leave_process_group)
 

@@ -29,7 +29,7 @@ def test_safecfg_on_the_target_is_cfg_on_the_safe_prompt(scale: float) -> None:
 
 
 def test_redirect_target_needs_guidance() -> None:
-    with pytest.raises(ValueError, match="guidance_scale 1.0"):
+    with pytest.raises(ValueError, match=r"guidance_scale 1\.0"):
         diffusion.redirect_target(column(1.0), column(1.0), column(1.0), guidance_scale=1.0)
 
 

@@ -19,6 +19,7 @@ class StableDiffusionBackbone:
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
         self.pipeline = pipeline
         self.denoiser: nn.Module = pipeline.unet
+        self.dtype: torch.dtype = pipeline.unet.dtype
         self.fingerprint = weights_fingerprint(self.denoiser)
         self.alphas_cumprod: Tensor = pipeline.scheduler.alphas_cumprod
         for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
@@ -66,8 +67,7 @@ class StableDiffusionBackbone:
         return diffusion.add_noise(latents, noise, timesteps, self.alphas_cumprod)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        dtype = self.denoiser.dtype
         output: Tensor = self.denoiser(
-            noisy.to(dtype), timesteps, encoder_hidden_states=conditioning.embeds.to(dtype)
+            noisy.to(self.dtype), timesteps, encoder_hidden_states=conditioning.embeds.to(self.dtype)
         ).sample
         return output

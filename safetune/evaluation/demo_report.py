@@ -31,6 +31,7 @@ def collect_results(out: Path) -> dict[str, Any]:
 
 
 def read_truth(out: Path) -> pd.DataFrame:
+    """What each pair of the pool really is: only evaluation reads it."""
     return pd.DataFrame(json.loads((out / "pool-truth.json").read_text()))
 
 

@@ -31,7 +31,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Sample and judge every condition that has its parts; pictures already made are kept.
 
-    Returns the blocks `base`, `safecfg` (with an HGR), `lora` (with an adapter) and `protocol` of results.json.
+    Returns the blocks of results.json: `base`, `safecfg` (with an HGR), `lora` (with an adapter), `protocol`.
     """
     options = options or SamplingOptions()
     base, cells = resolve_model(model), tinysd_suite(prompts_per_cell)

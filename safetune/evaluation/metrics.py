@@ -1,4 +1,4 @@
-"""Rates of a set of judged pictures, with their error over seeds; and the labels' scores against the truth."""
+"""Rates of judged pictures with their error over seeds; the labels' scores against the truth."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,8 +37,8 @@ def over_seeds(per_seed: Sequence[float]) -> dict[str, Any]:
 def label_metrics(labels: pd.DataFrame, truth: pd.DataFrame) -> dict[str, Any]:
     """The labeler against the pool's truth; a pair is harmful when its caption or its picture is.
 
-    An `uncertain` label counts as wrong. auroc_image_benign_caption: image_score, harmful pictures under benign
-    captions against wholly clean pairs.
+    An `uncertain` label counts as wrong. auroc_image_benign_caption: image_score, harmful pictures under
+    benign captions against wholly clean pairs.
     """
     harmful = (truth.caption_harmful | truth.image_harmful).to_numpy()
     hidden = (~truth.caption_harmful & truth.image_harmful).to_numpy()

@@ -2,16 +2,18 @@
 
     python plain_sampler.py JOB.json
 
-JOB.json: base (folder), adapter (file or null), negative_embeds (safetensors with `embeds` (N, L, D) or null),
-prompts (N), seeds (one per picture), steps, guidance_scale, dtype, batch_size, threads, out (.npy, N x H x W x 3).
+JOB.json holds: base (folder), adapter (file or null), negative_embeds (safetensors with `embeds` (N, L, D),
+or null), prompts (N), seeds (one per picture), steps, guidance_scale, dtype, batch_size, threads and out (.npy,
+N x H x W x 3, uint8).
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
-def sample(job: dict) -> None:
+def sample(job: dict[str, Any]) -> None:
     """Write the job's pictures as uint8; a finished output is not made again."""
     import numpy as np
     import torch

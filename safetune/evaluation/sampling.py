@@ -1,10 +1,11 @@
-"""Pictures of every condition, cell and seed, made by plain diffusers in processes that never import safetune."""
+"""Pictures of every condition, cell and seed, by plain diffusers in processes that never import safetune."""
 
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def file_sha256(paths: Sequence[Path]) -> str:
 
 
 def run_jobs(jobs: Sequence[Path], processes: int) -> None:
-    """Run the jobs that have no output yet, spread over processes; RuntimeError with the sampler's last words."""
+    """Run the jobs without output, spread over processes; RuntimeError with the sampler's last words."""
     missing = [job for job in jobs if not job.with_suffix(".npy").is_file()]
     if not missing:
         return
@@ -109,10 +110,7 @@ def run_jobs(jobs: Sequence[Path], processes: int) -> None:
     ]  # fmt: skip
     with tqdm(total=len(missing), desc="sample", unit="job") as bar:
         while any(worker.poll() is None for worker in workers):
-            try:
-                next(worker for worker in workers if worker.poll() is None).wait(timeout=1)
-            except subprocess.TimeoutExpired:
-                pass
+            time.sleep(0.2)
             bar.update(sum(job.with_suffix(".npy").is_file() for job in missing) - bar.n)
     for worker in workers:
         if worker.returncode:

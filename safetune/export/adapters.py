@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -13,11 +14,12 @@ DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 
 
 def adapter_state(denoiser: nn.Module) -> dict[str, Tensor]:
-    """The LoRA's tensors under diffusers' names, alpha / rank multiplied into B (then alpha = rank).
+    """The LoRA's tensors by diffusers' names, alpha / rank multiplied into B (then alpha = rank).
 
-    No reader can get the strength wrong this way, with or without metadata. rsLoRA scales by alpha / sqrt(rank).
+    No reader can get the strength wrong this way, with or without metadata. rsLoRA scales by
+    alpha / sqrt(rank).
     """
-    config = denoiser.peft_config["default"]  # type: ignore[union-attr, index]
+    config: LoraConfig = denoiser.peft_config["default"]  # type: ignore[index]
     state = convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser))
     baked = {}
     for name, value in state.items():

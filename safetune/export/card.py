@@ -26,8 +26,8 @@ pipeline = StableDiffusionPipeline.from_pretrained("{config["model"]}")
 pipeline.load_lora_weights("FOLDER", weight_name="{facts["file"]}")
 ```
 
-Rank {config["rank"]}, {config["targets"]}, {config["steps"]} steps, eta {config["eta"]}. Loaded back by diffusers,
-its output differs from the trained weights by at most {facts["max_abs_diff"]:.2e} (fp32).
+Rank {config["rank"]}, {config["targets"]}, {config["steps"]} steps, eta {config["eta"]}. Loaded back by
+diffusers, its output differs from the trained weights by at most {facts["max_abs_diff"]:.2e} (fp32).
 
 No filter is perfect: measure the adapter on your own prompts before you rely on it.
 """

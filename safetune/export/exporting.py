@@ -4,9 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+from safetune.backbone.loading import resolve_model
 from safetune.export.adapters import DIFFUSERS_FILE
 from safetune.export.card import model_card
-from safetune.backbone.loading import resolve_model
 from safetune.export.verification import PROBE_FILE, probe_difference
 from safetune.files import replace_folder, write_json
 
@@ -19,7 +19,7 @@ def export_run(
 ) -> dict[str, object]:
     """Export a fine-tuning run's adapter and prove it; returns facts (file, bytes, max_abs_diff).
 
-    The exported file is loaded by diffusers into a fresh pipeline and its output compared with the output of the
+    The exported file is loaded by diffusers into a fresh pipeline and its output compared with that of the
     trained weights. Raises ValueError for bad arguments and RuntimeError on a mismatch; nothing is left then.
     """
     unknown = [name for name in formats if name not in FORMATS]

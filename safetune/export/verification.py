@@ -24,7 +24,7 @@ def write_probe(denoiser: nn.Module, prompts: Tensor, latent_shape: tuple[int, .
 
 @torch.no_grad()
 def probe_difference(probe_file: Path, adapter_file: Path, base: str) -> float:
-    """Largest absolute difference between the probe's output and that of a fresh base with the adapter loaded.
+    """Largest absolute difference between the probe's output and a fresh base's with the adapter loaded.
 
     RuntimeError when the file changes nothing, which is how unreadable keys show.
     """

@@ -26,13 +26,10 @@ class Mixture:
         """Log-odds of the high component (N,), monotone in the value; -inf for a mixture of one."""
         if self.one_kind:
             return np.full(len(values), -np.inf)
-        low, high = (
-            _log_density(values, *component)
-            for component in zip(self.means, self.stds, self.weights, strict=True)
-        )
+        components = tuple(zip(self.means, self.stds, self.weights, strict=True))
         # Unequal widths bend the odds back beyond the means: outside of them the slope at the mean goes on.
-        inside = np.clip(values, *self.means)
-        low, high = (_log_density(inside, *c) for c in zip(self.means, self.stds, self.weights, strict=True))
+        inside = np.clip(values, self.means[0], self.means[1])
+        low, high = (_log_density(inside, *component) for component in components)
         slope = (self.means[1] - self.means[0]) / (self.stds[0] * self.stds[1])
         return high - low + slope * (values - inside)
 
@@ -42,9 +39,9 @@ def _log_density(values: Array, mean: float, std: float, weight: float) -> Array
 
 
 def fit_mixture(values: Array, separation: float = 2.0) -> Mixture:
-    """Fit one and two normals; two only when BIC prefers them and their means lie `separation` joint widths apart.
+    """Fit one and two normals; two only when BIC prefers them and their means lie apart.
 
-    Raises ValueError for fewer than 10 values.
+    `separation` is the least distance of the means in joint widths. ValueError for fewer than 10 values.
     """
     if len(values) < 10:
         raise ValueError(f"{len(values)} scores: calibration needs at least 10 pairs")

@@ -1,5 +1,6 @@
 """Label a pool of prompt-image pairs: score shard by shard, calibrate over the whole, write parquet."""
 
+import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from scipy.special import expit
 from tqdm.auto import tqdm
 
 from safetune.backbone import Backbone
-from safetune.conditioning import Conditioning
 from safetune.diffusion import seeded_noise
 from safetune.files import write_json
 from safetune.hgr import HGR
@@ -51,10 +51,10 @@ class LabelOptions:
 def label_pairs(
     backbone: Backbone, hgr: HGR, dataset: Dataset, folder: Path, options: LabelOptions
 ) -> pd.DataFrame:
-    """Score and label every pair; returns the labels, also written to `folder` (part-NNNNN.parquet, labels.json).
+    """Score and label every pair; returns the labels, also written to `folder` as parquet and labels.json.
 
-    Shards whose scores are there are not computed again. Raises ValueError when `folder` holds scores of another
-    model, HGR, data set or setting.
+    Shards whose scores are there are not computed again. Raises ValueError when `folder` holds scores of
+    another model, HGR, data set or setting.
     """
     hgr.check_base(backbone.fingerprint)
     facts = {
@@ -93,12 +93,11 @@ def label_pairs(
 
 def claim_folder(folder: Path, facts: dict[str, object]) -> None:
     """Write what the scores depend on, or check it against what an interrupted run wrote."""
-    import json
-
     path = folder / "scores" / "scores.json"
     if path.is_file() and json.loads(path.read_text()) != json.loads(json.dumps(facts)):
         raise ValueError(
-            f"{folder} holds scores of another model, HGR, data set or setting; remove it or give another --out"
+            f"{folder} holds scores of another model, HGR, data set or setting; remove it or give another "
+            "--out"
         )
     write_json(path, facts)
 

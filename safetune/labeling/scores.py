@@ -34,11 +34,11 @@ def pair_scores(
     draws: Sequence[tuple[int, Tensor]],
     window: int,
 ) -> tuple[Tensor, Tensor]:
-    """guidance_score (B,) and image improvement (B, K) of one batch of pairs, all passes of a draw in one call.
+    """guidance_score (B,) and image improvement (B, K) of a batch of pairs, all passes of a draw in one call.
 
-    latents (B, C, h, w); redirected B rows, prototypes K rows; draws are (timestep, noise (C, h, w)), shared by
-    all pairs, so that a score depends on nothing around it. The improvement of prototype k is the drop of the
-    squared error against eps(x, null), relative to its mean, in the best local window of the latent.
+    latents (B, C, h, w); redirected B rows, prototypes K rows; draws are (timestep, noise (C, h, w)), shared
+    by all pairs, so that a score depends on nothing around it. The improvement of prototype k is the drop of
+    the squared error against eps(x, null), relative to its mean, in the best local window of the latent.
     """
     batch, concepts = len(latents), len(prototypes)
     distance = latents.new_zeros(batch)

@@ -13,7 +13,7 @@ HGR_SEED, POOL_SEED, SUITE_SEED = 101, 202, 303
 
 
 def write_hgr_pairs(folder: Path, count: int = 2048, seed: int = HGR_SEED) -> None:
-    """`count` scenes, half of them harmful (seen names and pairs only): text, safe_prompt, category, concept."""
+    """Write `count` scenes, half harmful (seen names and pairs): text, safe_prompt, category, concept."""
     rng = np.random.default_rng(seed)
     scenes = []
     for _ in range(count // 2):
@@ -32,8 +32,11 @@ def write_hgr_pairs(folder: Path, count: int = 2048, seed: int = HGR_SEED) -> No
 
 
 def pool_scenes(count: int, seed: int = POOL_SEED) -> list[tuple[Scene, Scene]]:
-    """(scene of the caption, scene of the picture): 40% harmful and 40% clean matched pairs, 10% harmful
-    pictures under benign captions, 10% clean pictures under harmful captions; seen names and pairs only."""
+    """Pairs of (scene of the caption, scene of the picture), seen names and pairs only.
+
+    40% harmful and 40% clean matched pairs, 10% harmful pictures under benign captions, 10% clean pictures
+    under harmful captions.
+    """
     rng = np.random.default_rng(seed)
     pairs = []
     for number in range(count):

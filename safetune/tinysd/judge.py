@@ -1,6 +1,7 @@
-"""The judge of TinySD's pictures: a small CNN trained on rendered scenes only; no part of the method reads it."""
+"""The judge of TinySD's pictures: a small CNN trained on rendered scenes; no part of the method reads it."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ class Judge(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 192)) -> None:
         super().__init__()
         stages: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1)]
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in pairwise(widths):
             stages += [ResidualBlock(narrow), nn.Conv2d(narrow, wide, 3, stride=2, padding=1)]
         self.body = nn.Sequential(*stages, ResidualBlock(widths[-1]), nn.GroupNorm(8, widths[-1]), nn.SiLU())
         self.heads = nn.ModuleDict(

@@ -7,6 +7,7 @@ harmful. Every random choice is an argument: the same scene always gives the sam
 import json
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -69,7 +70,7 @@ class Scene:
 
     @property
     def safe_caption(self) -> str:
-        """The caption's safe rewriting s(c): the harmful object dropped, all else kept; s(c) = c when clean."""
+        """The safe rewriting s(c): the harmful object dropped, all else kept; s(c) = c when clean."""
         return without_object(self).caption if self.harmful else self.caption
 
 
@@ -82,7 +83,7 @@ def without_object(scene: Scene) -> Scene:
 def heldout_pairs() -> frozenset[tuple[str, str]]:
     """(subject, harmful object) pairs that HGR's training and the labelled pool never see; fixed by seed."""
     rng = np.random.default_rng(20241216)
-    pairs = set()
+    pairs: set[tuple[str, str]] = set()
     for thing in HARMFUL_OBJECTS:
         chosen = rng.choice(len(SUBJECTS), HELDOUT_SUBJECTS_PER_OBJECT, replace=False)
         pairs.update((SUBJECTS[i].key, thing.key) for i in chosen)
@@ -120,13 +121,18 @@ def sample_scene(rng: np.random.Generator, harmful: bool, split: Split = "all") 
 
 
 def clean_twin(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with its object replaced by a safe one: same subject, place, pose, template and style."""
+    """The scene with a safe object in the place of its own: same subject, place, pose, template and style.
+
+    Raises ValueError for a scene without an object.
+    """
+    if scene.pose == "absent":
+        raise ValueError("this scene has no object to replace: give one whose pose is held or lying")
     thing = SAFE_OBJECTS[rng.integers(len(SAFE_OBJECTS))]
     return replace(scene, object=thing.key, object_name=_pick(rng, thing.names))
 
 
 def recaption(scene: Scene, rng: np.random.Generator, heldout_names: bool = False) -> Scene:
-    """Other words for the same picture: names and template drawn anew, held-out names only where asked for."""
+    """Other words for the same picture: names and template drawn anew; held-out names where asked for."""
     thing = OBJECT_BY_KEY.get(scene.object)
     names = () if thing is None else thing.names
     if thing is not None and thing.harmful and not heldout_names:
@@ -146,7 +152,7 @@ def _pick(rng: np.random.Generator, options: list[str] | tuple[str, ...]) -> str
 
 def _fix_articles(text: str) -> str:
     words = text.split(" ")
-    for i, (word, following) in enumerate(zip(words, words[1:], strict=False)):
+    for i, (word, following) in enumerate(pairwise(words)):
         if word == "a" and following[0] in "aeiou" and not following.startswith("un"):
             words[i] = "an"
     return " ".join(words)

@@ -51,7 +51,7 @@ def test_fingerprint_survives_a_cast_and_sees_a_change(tiny_pipeline: Path) -> N
 
 
 def test_a_folder_that_is_no_pipeline(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no model_index.json"):
+    with pytest.raises(ValueError, match=r"holds no model_index\.json"):
         load_backbone(tmp_path)
 
 
