@@ -38,6 +38,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     label.add_argument("--out", type=Path, help="folder of the labels (default: DATA/labels)")
     label.add_argument("--text-column", default="text", help="column of the captions (default: %(default)s)")
+    label.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="bfloat16",
+        help="precision of the base model (default: %(default)s)",
+    )
     label.add_argument("--resolution", type=int, default=64, help="pixels a side (default: %(default)s)")
 
     export = commands.add_parser(
@@ -90,6 +96,8 @@ def run_demo_command(args: argparse.Namespace) -> None:
 
 def run_label(args: argparse.Namespace) -> None:
     """Run `safetune label`."""
+    import torch
+
     from safetune.backbone import load_backbone
     from safetune.hgr import HGR
     from safetune.labeling.labeler import LabelOptions, label_pairs
@@ -99,7 +107,9 @@ def run_label(args: argparse.Namespace) -> None:
     dataset = load_pairs(args.data, args.text_column)
     folder = args.out or Path(args.data) / "labels"
     hgr = HGR.from_pretrained(args.hgr).eval().requires_grad_(False)
-    labels = label_pairs(load_backbone(args.model), hgr, dataset, folder, options)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backbone = load_backbone(args.model, device, getattr(torch, args.dtype))
+    labels = label_pairs(backbone, hgr.to(device), dataset, folder, options)
     print(labels.groupby(["label", "category"]).size().unstack(0, fill_value=0).to_string())
     print(f"{len(labels)} pairs labelled; labels in {folder}")
 

@@ -44,7 +44,7 @@ def evaluate(
         )
     if adapter is not None:
         jobs["lora"] = sample_condition("lora", base, cells, folder, options, adapter=adapter)
-    run_jobs([job for condition in jobs.values() for job in condition], options.processes)
+    run_jobs([job for condition in jobs.values() for job in condition], options.process_count())
     results: dict[str, Any] = {
         name: judge_condition(name, condition, cells, options.seeds, folder)
         for name, condition in jobs.items()

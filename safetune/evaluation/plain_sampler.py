@@ -3,8 +3,8 @@
     python plain_sampler.py JOB.json
 
 JOB.json holds: base (folder), adapter (file or null), negative_embeds (safetensors with `embeds` (N, L, D),
-or null), prompts (N), seeds (one per picture), steps, guidance_scale, dtype, batch_size, threads and out (.npy,
-N x H x W x 3, uint8).
+or null), prompts (N), seeds (one per picture), steps, guidance_scale, dtype, batch_size, threads, and out
+(.npy, N x H x W x 3, uint8).
 """
 
 import json
@@ -25,6 +25,7 @@ def sample(job: dict[str, Any]) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(
         job["base"], dtype=getattr(torch, job["dtype"]), use_safetensors=True
     )
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
     if job["adapter"]:
         adapter = Path(job["adapter"])
@@ -36,7 +37,9 @@ def sample(job: dict[str, Any]) -> None:
         rows = slice(start, start + job["batch_size"])
         output = pipeline(
             job["prompts"][rows],
-            negative_prompt_embeds=None if negative is None else negative[rows].to(pipeline.unet.dtype),
+            negative_prompt_embeds=None
+            if negative is None
+            else negative[rows].to(pipeline.device, pipeline.unet.dtype),
             num_inference_steps=job["steps"],
             guidance_scale=job["guidance_scale"],
             generator=[torch.Generator().manual_seed(seed) for seed in job["seeds"][rows]],

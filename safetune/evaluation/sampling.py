@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
@@ -32,8 +33,14 @@ class SamplingOptions:
     dtype: str = "bfloat16"
     batch_size: int = 64
     seeds: tuple[int, ...] = (0, 1, 2)
-    processes: int = 2
-    """Sampler processes at a time, one thread each."""
+    processes: int = 0
+    """Sampler processes at a time, one thread each; 0: one for each core up to 8, one in all on a GPU."""
+
+    def process_count(self) -> int:
+        """The number of sampler processes that `processes` stands for here."""
+        if self.processes:
+            return self.processes
+        return 1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 8)
 
 
 def picture_seed(seed: int, cell: Cell, row: int) -> int:

@@ -20,7 +20,7 @@ def teacher_targets(
     harm: Tensor,
     eta: float,
 ) -> Tensor:
-    """safe_target (B, C, h, w) in one pass of the frozen base; a harmless row costs one evaluation, not three.
+    """safe_target (B, C, h, w) in one pass of the frozen base; a harmless row costs one evaluation of three.
 
     Call it with the adapters off (adapters.teacher). noisy (B, C, h, w), timesteps and harm (B,), prompts and
     redirected of B rows, null of one.

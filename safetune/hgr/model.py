@@ -71,6 +71,6 @@ class HGR(
         """ValueError unless this HGR was trained for the model with that fingerprint."""
         if fingerprint != self.base_fingerprint:
             raise ValueError(
-                f"this HGR belongs to the base model {self.base_fingerprint or '(none named)'}, the one given "
+                f"this HGR belongs to the base model {self.base_fingerprint or '(unnamed)'}, the one given "
                 f"is {fingerprint}; load the base it was trained on, or train one with recipes/train_hgr.py"
             )

@@ -42,8 +42,8 @@ class LabelOptions:
     """Pairs with harm at or above are labelled harmful; those between are uncertain."""
     shard_size: int = 128
     """Pairs per shard: what an interrupted run may lose."""
-    batch_size: int = 16
-    """Pairs scored in one call of the denoiser."""
+    batch_size: int = 8
+    """Pairs scored in one call of the denoiser; each takes 2 + concepts rows."""
     seed: int = 0
     """Seed of the noise draws."""
 
@@ -108,7 +108,7 @@ def score_shard(
     """Raw scores of a shard: key, text, prompt_score, prompt_concept, guidance_score, gain_<concept>."""
     texts = shard[options.text_column]
     prompts, null = backbone.encode_prompts(texts), backbone.null()
-    latents = backbone.encode_images(image_tensor(shard, options.resolution))
+    latents = backbone.encode_images(image_tensor(shard, options.resolution)).float()
     prompt_score, prompt_concept = prompt_scores(hgr, prompts)
     redirected, prototypes = hgr.redirect(prompts, null), prototype_conditioning(hgr, null)
     draws = [

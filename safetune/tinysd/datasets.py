@@ -55,17 +55,14 @@ def pool_scenes(count: int, seed: int = POOL_SEED) -> list[tuple[Scene, Scene]]:
 def write_pool(folder: Path, truth: Path, count: int = 600, seed: int = POOL_SEED) -> None:
     """The unlabelled pool (column text alone), and its truth in a file apart that only evaluation reads."""
     pairs = pool_scenes(count, seed)
-    write_pairs(
-        folder, (render(picture) for _, picture in pairs), ({"text": text.caption} for text, _ in pairs)
-    )
-    write_json(
-        truth,
-        [
-            {
-                "caption_harmful": text.harmful,
-                "image_harmful": picture.harmful,
-                "category": text.category or picture.category or "",
-            }
-            for text, picture in pairs
-        ],
-    )
+    kinds = [
+        {
+            "caption_harmful": text.harmful,
+            "image_harmful": picture.harmful,
+            "category": text.category or picture.category or "",
+        }
+        for text, picture in pairs
+    ]
+    write_json(truth, kinds)
+    captions = ({"text": text.caption} for text, _ in pairs)
+    write_pairs(folder, (render(picture) for _, picture in pairs), captions)

@@ -43,7 +43,7 @@ def test_everything_is_frozen(tiny_pipeline: Path) -> None:
 
 
 def test_fingerprint_survives_a_cast_and_sees_a_change(tiny_pipeline: Path) -> None:
-    half = load_backbone(tiny_pipeline, dtype=torch.float16)
+    half = load_backbone(tiny_pipeline, dtype=torch.bfloat16)
     full = load_backbone(tiny_pipeline)
     assert full.fingerprint == half.fingerprint
     next(full.denoiser.parameters()).data.add_(0.1)

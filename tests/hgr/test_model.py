@@ -40,7 +40,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_another_base_is_refused() -> None:
-    with pytest.raises(ValueError, match="belongs to the base model abc, the model given is xyz"):
+    with pytest.raises(ValueError, match="belongs to the base model abc, the one given is xyz"):
         build().check_base("xyz")
 
 
