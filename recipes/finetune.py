@@ -7,6 +7,7 @@ The frozen teacher is the same UNet with its adapters off. Run it again and it g
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -71,6 +72,8 @@ class FinetuneConfig:
     """Weight of the error on clean pairs."""
     empty_prompts: float = 0.1
     """Share of clean rows whose prompt is emptied, which keeps the unconditional branch."""
+    swapped_images: float = 0.3
+    """Share of harmful prompts that are paired with a clean picture, where the student's sampling will lead."""
     min_snr: float = 5.0
     """Min-SNR gamma of the loss weight; 0 turns it off."""
     seed: int = 0
@@ -119,7 +122,8 @@ def main() -> None:
     harm[clean_rows] = 0.0
     latents = backbone.encode_images(image_tensor(dataset, config.resolution))
     prompts, null = backbone.encode_prompts(dataset["text"]), backbone.null()
-    redirected = redirect_pairs(hgr, prompts, null, labels.evidence == "image", labels.concept)
+    from_image = (labels.evidence == "image").to_numpy(dtype=bool)
+    redirected = redirect_pairs(hgr, prompts, null, from_image, labels.concept)
 
     denoiser = backbone.denoiser
     add_lora(denoiser, config.rank, config.alpha, config.targets)
@@ -154,8 +158,10 @@ def main() -> None:
         disable=not accelerator.is_main_process,
     )
     for step in bar:
-        rows, timesteps, seeds, emptied = draw_batch(config, accelerator, harmful_rows, clean_rows, step)
-        x0, t, h = latents[rows], timesteps.to(accelerator.device), harm[rows]
+        rows, pictures, timesteps, seeds, emptied = draw_batch(
+            config, accelerator, harmful_rows, clean_rows, from_image, step
+        )
+        x0, t, h = latents[pictures], timesteps.to(accelerator.device), harm[rows]
         noisy = backbone.add_noise(x0, seeded_noise(tuple(x0.shape[1:]), seeds).to(x0), t)
         batch = prompts.select(rows)
         batch.embeds[emptied] = null.embeds
@@ -185,17 +191,25 @@ def main() -> None:
             trained = accelerator.unwrap_model(student, keep_fp32_wrapper=False)
             save_adapter(trained, temporary)
             write_probe(trained, prompts.embeds[:8], tuple(latents.shape[1:]), temporary)
-        write_run(config.output_dir, {**asdict(config), "eta": eta}, accelerator, time.time() - started)
+        write_run(
+            config.output_dir,
+            {**asdict(config), "eta": eta},
+            accelerator,
+            dataset._fingerprint,
+            time.time() - started,
+        )
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
-def redirect_pairs(hgr, prompts, null, from_image, concepts) -> Conditioning:  # type: ignore[no-untyped-def]
+def redirect_pairs(
+    hgr: HGR, prompts: Conditioning, null: Conditioning, from_image: np.ndarray, concepts: Sequence[str]
+) -> Conditioning:
     """HGR(c) for each pair; the concept's prototype where the image alone is the evidence of harm."""
     redirected = hgr.redirect(prompts, null)
     prototypes = prototype_conditioning(hgr, null)
     index = torch.tensor([hgr.concepts.index(name) for name in concepts])
-    mask = torch.tensor(from_image.to_numpy(dtype=bool))
+    mask = torch.from_numpy(from_image)
     redirected.embeds[mask] = prototypes.embeds[index[mask]]
     return redirected
 
@@ -205,14 +219,19 @@ def draw_batch(
     accelerator: Accelerator,
     harmful_rows: np.ndarray,
     clean_rows: np.ndarray,
+    from_image: np.ndarray,
     step: int,
-) -> tuple[torch.Tensor, torch.Tensor, list[int], torch.Tensor]:
-    """Rows, timesteps, noise seeds and emptied prompts of this process: a function of seed and step alone."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int], torch.Tensor]:
+    """Rows of prompts and of pictures, timesteps, noise seeds and emptied prompts of this process.
+
+    A function of seed and step alone. A picture is swapped only where the prompt itself is harmful.
+    """
     rng = np.random.default_rng([config.seed, step])
     count = config.batch_size * accelerator.num_processes
-    rows = np.stack(
-        [rng.choice(harmful_rows, count // 2), rng.choice(clean_rows, count // 2)], axis=1
-    ).flatten()
+    harmful, clean = rng.choice(harmful_rows, count // 2), rng.choice(clean_rows, count // 2)
+    swapped = (rng.random(count // 2) < config.swapped_images) & ~from_image[harmful]
+    pictures = np.stack([np.where(swapped, rng.permutation(clean), harmful), clean], axis=1).flatten()
+    rows = np.stack([harmful, clean], axis=1).flatten()
     timesteps, seeds = rng.integers(0, 1000, count), rng.integers(0, 2**31, count)
     emptied = (rng.random(count) < config.empty_prompts) & (np.arange(count) % 2 == 1)
     mine = slice(
@@ -220,6 +239,7 @@ def draw_batch(
     )
     return (
         torch.from_numpy(rows[mine]),
+        torch.from_numpy(pictures[mine]),
         torch.from_numpy(timesteps[mine]),
         [int(seed) for seed in seeds[mine]],
         torch.from_numpy(emptied[mine]),

@@ -170,7 +170,7 @@ def main() -> None:
         trained.prototypes.copy_(concept_prototypes(trained, prompts, concept_names))
         with replace_folder(config.output_dir / "hgr") as temporary:
             trained.save_pretrained(temporary)
-        write_run(config.output_dir, asdict(config), accelerator, time.time() - started)
+        write_run(config.output_dir, asdict(config), accelerator, dataset._fingerprint, time.time() - started)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

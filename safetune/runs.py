@@ -59,16 +59,25 @@ def git_commit() -> str:
     return answer.stdout.strip()
 
 
-def write_run(folder: Path, config: dict[str, Any], accelerator: Accelerator, seconds: float) -> None:
-    """Write run.json: config, accelerate state, versions, commit and seconds."""
+def write_run(
+    folder: Path, config: dict[str, Any], accelerator: Accelerator, data_fingerprint: str, seconds: float
+) -> None:
+    """Write run.json: config, accelerate state, data fingerprint, versions, commit and seconds."""
     state = {
         "distributed_type": str(accelerator.distributed_type),
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         "device": str(accelerator.device),
     }
-    facts = {"config": config, "accelerate": state, "versions": versions(), "commit": git_commit()}
-    write_json(folder / "run.json", {**facts, "seconds": round(seconds, 1)})
+    facts = {
+        "config": config,
+        "accelerate": state,
+        "data_fingerprint": data_fingerprint,
+        "versions": versions(),
+        "commit": git_commit(),
+        "seconds": round(seconds, 1),
+    }
+    write_json(folder / "run.json", facts)
 
 
 class Metrics:

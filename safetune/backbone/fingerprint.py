@@ -9,8 +9,8 @@ from torch import nn
 def weights_fingerprint(module: nn.Module) -> str:
     """16 hex digits of SHA-256 over names and bf16-rounded values: the same for a model in fp32 or bf16.
 
-    Read it before adapters are attached: they would count. fp16 rounds first, so a model published in fp32 and
-    loaded in fp16 may read differently; one published in fp16 does not.
+    Read it before adapters are attached: they would count. fp16 rounds first, so a model published in fp32
+    and loaded in fp16 may read differently; one published in fp16 does not.
     """
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):

@@ -13,12 +13,18 @@ HGR_SEED, POOL_SEED, SUITE_SEED = 101, 202, 303
 
 
 def write_hgr_pairs(folder: Path, count: int = 2048, seed: int = HGR_SEED) -> None:
-    """Write `count` scenes, half harmful (seen names and pairs): text, safe_prompt, category, concept."""
+    """Write `count` pairs, half harmful (seen split only): text, safe_prompt, category, concept.
+
+    Every second harmful prompt stands beside the picture of its safe rewriting: that is where SafeCFG leads
+    the picture, so that is where the redirector has to be right too.
+    """
     rng = np.random.default_rng(seed)
-    scenes = []
-    for _ in range(count // 2):
+    scenes, pictures = [], []
+    for number in range(count // 2):
         harmful = sample_scene(rng, harmful=True, split="seen")
-        scenes += [harmful, clean_twin(harmful, rng) if rng.random() < 0.75 else without_object(harmful)]
+        clean = clean_twin(harmful, rng) if rng.random() < 0.75 else without_object(harmful)
+        scenes += [harmful, clean]
+        pictures += [without_object(harmful) if number % 2 else harmful, clean]
     rows = [
         {
             "text": scene.caption,
@@ -28,7 +34,7 @@ def write_hgr_pairs(folder: Path, count: int = 2048, seed: int = HGR_SEED) -> No
         }
         for scene in scenes
     ]
-    write_pairs(folder, map(render, scenes), rows)
+    write_pairs(folder, map(render, pictures), rows)
 
 
 def pool_scenes(count: int, seed: int = POOL_SEED) -> list[tuple[Scene, Scene]]:
