@@ -7,28 +7,42 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from safetune.backbone.predictions import PredictionType
 from safetune.conditioning import Conditioning
 
 
 class Backbone(Protocol):
-    """A frozen text-to-image model: text encoder, autoencoder, noise schedule and denoiser."""
+    """A frozen text-to-image model: text encoders, autoencoder, noise schedule and denoiser.
+
+    Timesteps are integers (B,) of the training schedule in every family, from 0 (almost clean) to 999 (almost
+    or wholly noise). Flow matching reads them as rows of its scheduler's own table of sigmas.
+    """
 
     family: str
     pipeline: DiffusionPipeline
     denoiser: nn.Module
-    alphas_cumprod: Tensor
+    prediction_type: PredictionType
+    """What `predict` returns: the noise, v, or the flow's velocity."""
     fingerprint: str
     """Hash of the denoiser's weights: an HGR belongs to one."""
+
+    @property
+    def alphas_cumprod(self) -> Tensor | None:
+        """The schedule of epsilon- and v-predicting models; None for flow matching."""
+        ...
 
     @property
     def device(self) -> torch.device: ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Embeddings of N prompts, in chunks; N may be large."""
+        """Embeddings of N prompts, in chunks; N may be large. One warning counts the prompts cut short."""
         ...
 
     def null(self) -> Conditioning:
-        """The empty prompt's conditioning, one row."""
+        """What the pipeline is guided away from when no negative prompt is given, one row.
+
+        The empty prompt's conditioning; zeros for an SDXL that says force_zeros_for_empty_prompt.
+        """
         ...
 
     def encode_images(self, images: Tensor) -> Tensor:
@@ -39,10 +53,27 @@ class Backbone(Protocol):
         """Scaled latents (B, C, h, w) to pictures (B, 3, H, W) in [-1, 1]."""
         ...
 
-    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Noised latents x_t; timesteps (B,) integers of the training schedule."""
+    def free_encoders(self) -> None:
+        """Drop text encoders and autoencoder; encoding and decoding raise RuntimeError from then on."""
         ...
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The denoiser's raw output (B, C, h, w); conditioning has B rows."""
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noised latents x_t (B, C, h, w)."""
+        ...
+
+    def true_output(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What a perfect denoiser would return for add_noise(latents, noise, timesteps)."""
+        ...
+
+    def predict(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        denoiser: nn.Module | None = None,
+    ) -> Tensor:
+        """The denoiser's raw output (B, C, h, w); conditioning has B rows.
+
+        `denoiser` takes the place of the backbone's own: a student as accelerate wrapped it.
+        """
         ...

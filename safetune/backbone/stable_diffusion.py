@@ -1,73 +1,64 @@
-"""Stable Diffusion 1.x: one CLIP text encoder, epsilon-predicting UNet."""
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet that predicts epsilon or v."""
 
-from collections.abc import Sequence
+from typing import Any
 
-import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from safetune import diffusion
-from safetune.backbone.fingerprint import weights_fingerprint
+from safetune.backbone import predictions
+from safetune.backbone.frozen import FrozenPipeline
+from safetune.backbone.predictions import PredictionType
 from safetune.conditioning import Conditioning
 
 
-class StableDiffusionBackbone:
+class StableDiffusionBackbone(FrozenPipeline):
     """A loaded StableDiffusionPipeline, frozen; see Backbone for shapes."""
 
     family = "stable-diffusion"
 
     def __init__(self, pipeline: StableDiffusionPipeline) -> None:
-        self.pipeline = pipeline
-        self.denoiser: nn.Module = pipeline.unet
-        self.dtype: torch.dtype = pipeline.unet.dtype
-        self.fingerprint = weights_fingerprint(self.denoiser)
-        self.alphas_cumprod: Tensor = pipeline.scheduler.alphas_cumprod
-        for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-            module.requires_grad_(False).eval()
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        tokenizer, chunks = self.pipeline.tokenizer, []
-        for start in range(0, len(prompts), 256):
-            tokens = tokenizer(
-                list(prompts[start : start + 256]),
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids.to(self.device)
-            chunks.append(self.pipeline.text_encoder(tokens)[0])
-        return Conditioning(torch.cat(chunks))
-
-    def null(self) -> Conditioning:
-        return self.encode_prompts([""])
-
-    @torch.no_grad()
-    def encode_images(self, images: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        chunks = [
-            vae.encode(chunk.to(self.device, vae.dtype)).latent_dist.mean * vae.config.scaling_factor
-            for chunk in images.split(64)
-        ]
-        return torch.cat(chunks)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        chunks = [
-            vae.decode(chunk.to(vae.dtype) / vae.config.scaling_factor).sample for chunk in latents.split(64)
-        ]
-        return torch.cat(chunks).clamp(-1, 1)
+        scheduler = pipeline.scheduler
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise ValueError(
+                f"{type(scheduler).__name__} has no alphas_cumprod; give the pipeline a scheduler of the "
+                "DDPM kind: DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, ..."
+            )
+        self.prediction_type: PredictionType = check_prediction_type(scheduler.config.prediction_type)
+        super().__init__(pipeline, pipeline.unet)
+        self.alphas_cumprod: Tensor = scheduler.alphas_cumprod
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return diffusion.add_noise(latents, noise, timesteps, self.alphas_cumprod)
 
-    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        output: Tensor = self.denoiser(
+    def true_output(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        if self.prediction_type == "v_prediction":
+            return predictions.velocity(latents, noise, timesteps, self.alphas_cumprod)
+        return noise
+
+    def predict(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        denoiser: nn.Module | None = None,
+    ) -> Tensor:
+        output: Tensor = (self.denoiser if denoiser is None else denoiser)(
             noisy.to(self.dtype), timesteps, encoder_hidden_states=conditioning.embeds.to(self.dtype)
         ).sample
         return output
+
+    def _tokenizers(self) -> list[tuple[Any, int]]:
+        return [(self.pipeline.tokenizer, self.pipeline.tokenizer.model_max_length)]
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        return Conditioning(self.pipeline.text_encoder(self._tokenize(0, prompts))[0])
+
+
+def check_prediction_type(name: str) -> PredictionType:
+    """The scheduler's prediction type; ValueError for one that the method has no use for."""
+    if name == "epsilon":
+        return "epsilon"
+    if name == "v_prediction":
+        return "v_prediction"
+    raise ValueError(f"the scheduler's prediction_type is {name!r}; supported: epsilon, v_prediction")
