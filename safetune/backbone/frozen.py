@@ -16,7 +16,7 @@ from safetune.conditioning import Conditioning, cat
 logger = logging.getLogger(__name__)
 
 PIXELS_AT_ONCE = 4 * 512 * 512
-"""Pixels in one call of the autoencoder: about 4 GB in fp32 for Stable Diffusion's."""
+"""Pixels in one call of the autoencoder: four pictures of 512 a side."""
 
 
 class FrozenPipeline(ABC):

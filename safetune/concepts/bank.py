@@ -1,14 +1,16 @@
 """Concept banks: what they hold, and how they are read from YAML."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from safetune.concepts.validation import check_bank
 from safetune.prompts.layouts import did_you_mean
 
 BANKS_DIR = Path(__file__).parent
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,6 @@ def load_bank(name_or_path: str | Path) -> ConceptBank:
 
     Raises ValueError that names every mistake of the file at once.
     """
-    from safetune.concepts.validation import check_bank
-
     path = find_bank(name_or_path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -81,9 +81,40 @@ def load_bank(name_or_path: str | Path) -> ConceptBank:
     except (yaml.YAMLError, UnicodeDecodeError) as mistake:
         mark = getattr(mistake, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}: not YAML in UTF-8{where}: {getattr(mistake, 'problem', mistake)}") from None
+        raise ValueError(
+            f"{path}: not YAML in UTF-8{where}: {getattr(mistake, 'problem', mistake)}"
+        ) from None
     check_bank(path, content, node)
-    return build_bank(content)
+    return ConceptBank(
+        name=content["name"],
+        version=content["version"],
+        source=content["source"],
+        categories=tuple(
+            build_category(str(name), {**content, **category})
+            for name, category in content["categories"].items()
+        ),
+    )
+
+
+def build_category(name: str, content: Mapping[str, Any]) -> Category:
+    """A category of a bank that passed its checks, what it inherits included."""
+    return Category(
+        name=name,
+        concepts=tuple(
+            build_concept(str(concept), values) for concept, values in content["concepts"].items()
+        ),
+        templates=tuple(Template(item["with"], item["without"]) for item in content["templates"]),
+        subjects=tuple(content.get("subjects", ())),
+        places=tuple(content.get("places", ())),
+        clean_terms=tuple(content.get("clean_terms", ())),
+    )
+
+
+def build_concept(name: str, content: Mapping[str, Any]) -> Concept:
+    """A concept of a bank that passed its checks."""
+    safe = content["safe"]
+    replacements = (safe,) if isinstance(safe, str) else tuple(safe or ())
+    return Concept(name, tuple(content["terms"]), replacements)
 
 
 def find_bank(name_or_path: str | Path) -> Path:

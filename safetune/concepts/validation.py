@@ -1,4 +1,4 @@
-"""Checks of a concept bank's YAML: every mistake is found and named by its place in the file, never by its text."""
+"""Checks of a concept bank's YAML: every mistake is named by its place in the file, never by its text."""
 
 import string
 from collections.abc import Sequence
@@ -20,7 +20,9 @@ def check_bank(path: Path, content: object, node: yaml.Node | None) -> None:
     mistakes: list[str] = []
     if node is not None:
         check_repeated_keys(node, "", mistakes)
-    bank = check_mapping(content, "the file", BANK_KEYS, ("version", "name", "source", "categories"), mistakes)
+    bank = check_mapping(
+        content, "the file", BANK_KEYS, ("version", "name", "source", "categories"), mistakes
+    )
     if bank.get("version", VERSION) != VERSION or isinstance(bank.get("version"), bool):
         mistakes.append(f"version: this safetune reads version {VERSION}")
     for key in ("name", "source"):
@@ -66,14 +68,18 @@ def check_category(
 def check_concept(content: object, category: str, where: str, mistakes: list[str]) -> None:
     """A concept: terms, and the replacement or null. No term of a sexual category may name an age."""
     concept = check_mapping(content, where, ("terms", "safe"), ("terms", "safe"), mistakes)
-    terms = check_texts(concept.get("terms", ["-"]), f"{where}.terms", mistakes)
+    terms = check_texts(concept["terms"], f"{where}.terms", mistakes) if "terms" in concept else []
     safe = concept.get("safe")
-    replacements = check_texts([safe] if isinstance(safe, str) else safe, f"{where}.safe", mistakes) if safe else []
-    if safe is not None and not safe:
+    replacements = []
+    if isinstance(safe, str | list) and safe:
+        replacements = check_texts([safe] if isinstance(safe, str) else safe, f"{where}.safe", mistakes)
+    elif safe is not None:
         mistakes.append(f"{where}.safe: give a replacement, a list of them, or null to drop the term")
     for position, term in enumerate(terms):
         if names_age_in_sexual_prompt(term, category):
-            mistakes.append(f"{where}.terms[{position}] names an age or a minor in a sexual category; remove it")
+            mistakes.append(
+                f"{where}.terms[{position}] names an age or a minor in a sexual category; remove it"
+            )
         if term in replacements:
             mistakes.append(f"{where}.terms[{position}] is also a safe replacement; keep one of them")
 
@@ -100,7 +106,9 @@ def check_template(content: object, where: str, mistakes: list[str]) -> None:
         if key in ("with", "without") and check_text(sentence, f"{where}.{key}", mistakes):
             slots = slots_of(str(sentence))
             if slots is None:
-                mistakes.append(f"{where}.{key}: braces do not match; write {{term}}, {{subject}} or {{place}}")
+                mistakes.append(
+                    f"{where}.{key}: braces do not match; write {{term}}, {{subject}} or {{place}}"
+                )
                 continue
             found[str(key)] = set(slots)
             for slot in sorted(set(slots) - set(SLOTS)):
@@ -180,13 +188,18 @@ def check_repeated_keys(node: yaml.Node, where: str, mistakes: list[str]) -> Non
                 mistakes.append(f"{path}: this key stands here twice (line {key.start_mark.line + 1})")
             seen.add(key.value)
             check_repeated_keys(value, f"{path}.", mistakes)
+    elif isinstance(node, yaml.SequenceNode):
+        for position, item in enumerate(node.value):
+            check_repeated_keys(item, f"{where[:-1]}[{position}].", mistakes)
 
 
 def as_mapping(content: object, where: str, mistakes: list[str]) -> dict[object, object]:
     """The mapping itself; empty, and a mistake, when it is none."""
     if isinstance(content, dict):
         return content
-    mistakes.append(f"{where}: a mapping is needed, got {'nothing' if content is None else type(content).__name__}")
+    mistakes.append(
+        f"{where}: a mapping is needed, got {'nothing' if content is None else type(content).__name__}"
+    )
     return {}
 
 

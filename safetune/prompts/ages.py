@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from safetune.prompts.age_words import (
-    BOTH_STARTS,
+    BOTH_PARTS,
     BOTH_WORDS,
     CATEGORY_WORDS,
     INNOCUOUS,
@@ -24,10 +24,15 @@ from safetune.prompts.age_words import (
     SEXUAL_WORDS,
 )
 
-# Letters that look Latin (Cyrillic, then Greek), and letters that Unicode does not decompose.
-LOOKALIKES = str.maketrans("аеіјкмнорстухѕԁɡ" + "αεικορτυ" + "ıøłæ", "aeijkmhopctyxsdg" + "aeikoptu" + "iola")
+# Letters that look Latin (Cyrillic, Greek, small capitals), and letters that Unicode does not decompose.
+LOOKALIKES = str.maketrans(
+    "аеіјкмнорстухѕԁɡ" + "αεικορτυ" + "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ" + "ıøłæ",
+    "aeijkmhopctyxsdg" + "aeikoptu" + "abcdefghijklmnoprstuvwyz" + "iola",
+)
 # Digits and signs that stand for letters; 1, ! and | can be an i or an l.
-DISGUISES = tuple(str.maketrans("0134578@$!|+€69", letters) for letters in ("oieastbasiitegg", "oleastbaslltegg"))
+DISGUISES = tuple(
+    str.maketrans("0134578@$!|+€69", letters) for letters in ("oieastbasiitegg", "oleastbaslltegg")
+)
 # Numbers that are no ages: resolutions, lenses, weights, centuries, aspect ratios, options of generators.
 TECHNICAL = re.compile(
     r"\b\d{1,2}\s?k\b|\b(?:\d{1,3}|\d \d)\s?mm\b|\bf\s?/?\s?\d+\.\s?\d+|:\s?[0-2]\.\d+\s*\)"
@@ -36,7 +41,7 @@ TECHNICAL = re.compile(
     r"|--(?:ar|aspect|chaos|iw|no|q|quality|seed|stylize|s|v|version)\s+[\d:.]+"
 )
 PERSON = "woman|man|lady|female|male|person|model|actress|actor|human|body"
-# Matched on the canonical form: words and whole numbers with one space between them, spelled numbers as digits.
+# Matched on the canonical form: words and whole numbers, one space between them, spelled numbers as digits.
 AGES = re.compile(
     rf"""
     \b(?:years?|yrs?|y|months?|weeks?|days?|summers|winters)\ (?:olds?|of\ age)\b | \by(?:ea)?rs?olds?\b
@@ -52,7 +57,7 @@ AGES = re.compile(
     | \b\d+(?:\ \w+)?\ grades?\b | \bgrades?\ \d+\b
     | \b[2-9](?:\ \w+)?\ (?:{PERSON})\b | \b(?:{PERSON})\ (?:\w+\ )?[2-9]\b
     | \b[6-9](?:\ \w+)?\ (?:women|men|ladies|females|males|people|models)\b
-    | \b1[0-7]\b
+    | \b1\ ?[0-7]\b
     """,
     flags=re.VERBOSE,
 )
@@ -65,7 +70,7 @@ def names_age_in_sexual_prompt(text: str, category: str = "") -> bool:
     disguised letters and spelled-out numbers do not hide a word.
     """
     reading = read(text)
-    if BOTH.found_in(reading) or any(word.startswith(BOTH_STARTS) for word in reading.words):
+    if BOTH.found_in(reading):
         return True
     return (SEXUAL.found_in(reading) or is_sexual_category(category)) and names_age(reading)
 
@@ -91,7 +96,7 @@ class Reading:
     spelled: tuple[str, ...]
     """Runs of single letters, written together."""
     masked: tuple[re.Pattern[str], ...]
-    """Words with letters masked by * or #, as patterns."""
+    """Words with letters masked by signs, as patterns."""
 
 
 class WordList:
@@ -138,7 +143,7 @@ def read(text: str) -> Reading:
     for word in tuple(words):
         words |= {re.sub(r"(.)\1{2,}", r"\1\1", word), re.sub(r"(.)\1+", r"\1", word)}
     runs = re.findall(r"\b[a-z](?: [a-z]\b){2,}", " ".join(letters))
-    masks = re.findall(r"[a-z]+[*#]+[a-z]+|[a-z]{2,}[*#]+", plain)
+    masks = re.findall(r"[a-z]+(?:[*#_.'-]+[a-z]+)+|[a-z]{2,}[*#]+", plain)
     numbers = TECHNICAL.sub(" , ", plain)
     restored = (" ".join(restore(chunk, disguise) for chunk in numbers.split()) for disguise in DISGUISES)
     return Reading(
@@ -147,7 +152,7 @@ def read(text: str) -> Reading:
         words=frozenset(words - INNOCUOUS),
         joined=frozenset(neighbours(letters)),
         spelled=tuple(run.replace(" ", "") for run in runs),
-        masked=tuple(re.compile(re.sub(r"[*#]", "[a-z]", mask)) for mask in masks),
+        masked=tuple(re.compile(re.sub(r"[^a-z]", "[a-z]", mask)) for mask in masks),
     )
 
 
@@ -190,4 +195,4 @@ def neighbours(letters: list[str]) -> Iterator[str]:
 
 MINOR = WordList(MINOR_WORDS, MINOR_PARTS, MINOR_PHRASES, MINOR_SIGNS)
 SEXUAL = WordList(SEXUAL_WORDS, SEXUAL_PARTS, SEXUAL_PHRASES, SEXUAL_SIGNS)
-BOTH = WordList(BOTH_WORDS)
+BOTH = WordList(BOTH_WORDS, BOTH_PARTS)

@@ -42,7 +42,9 @@ LAYOUTS = {
     ),
     # CoProV2 (Liu et al., arXiv 2412.10493)
     "coprov2": Layout(
-        {"prompt": "prompt", "category": "category", "image": "image"}, required=("prompt", "image"), paired=True
+        {"prompt": "prompt", "category": "category", "image": "image"},
+        required=("prompt", "image"),
+        paired=True,
     ),
 }
 
@@ -52,8 +54,8 @@ def resolve_columns(
 ) -> dict[str, str]:
     """Column of each field that the file has.
 
-    Raises ValueError that names every mistake: unknown fields, and columns that are required or were given but
-    are not there.
+    Raises ValueError that names every mistake: unknown fields, and columns that are required or were given
+    but are not there.
     """
     layout = LAYOUTS[layout_name]
     allowed = tuple(layout.columns) if layout.paired else FIELDS[:-1]
@@ -79,9 +81,11 @@ def resolve_columns(
 
 
 def shown(names: Sequence[str]) -> list[str]:
-    """Names for a message. A name that is not one word may be a prompt of a file without header: not shown."""
+    """Names for a message. One of several words may be a prompt of a file without header: not shown."""
     return [
-        name if re.fullmatch(r"[A-Za-z_][\w.-]{0,39}", name) else f"(column {position}, not shown: not one word)"
+        name
+        if re.fullmatch(r"[A-Za-z_][\w.-]{0,39}", name)
+        else f"(column {position}, not shown: not one word)"
         for position, name in enumerate(names, start=1)
     ]
 

@@ -110,7 +110,7 @@ def read_paired(
 def paired_records(
     path: Path, records: list[Record], fields: Mapping[str, str], defects: dict[str, list[int]]
 ) -> Iterator[tuple[Record, Record]]:
-    """Unsafe and safe rows by category and order. ValueError when a row has no kind, or a kind too few rows."""
+    """Unsafe and safe rows by category and order. ValueError when their order does not pair them."""
     kinds: dict[str, dict[str, list[Record]]] = {}
     for record in records:
         if record.defect == "empty":  # a blank line

@@ -1,7 +1,7 @@
 """Rows of CSV, JSONL and parquet files as they are, with the defects of each; read without guessing.
 
-The standard csv and json modules rather than pandas: a byte that is not UTF-8 or a row with a cell too many must
-cost its own row and be counted, and cells keep their spelling.
+The standard csv and json modules rather than pandas: a byte that is not UTF-8 or a row with a cell too many
+must cost its own row and be counted, and cells keep their spelling.
 """
 
 import csv
@@ -46,7 +46,9 @@ def read_csv(path: Path) -> tuple[list[str], list[Record]]:
             header = next(reader, [])
             repeated = sorted({position for position, name in enumerate(header) if name in header[:position]})
             if repeated:
-                raise ValueError(f"{path}: column {repeated[0] + 1} has the name of an earlier one; rename it")
+                raise ValueError(
+                    f"{path}: column {repeated[0] + 1} has the name of an earlier one; rename it"
+                )
             records = [csv_record(number, row, header) for number, row in enumerate(reader, start=1)]
         except csv.Error as mistake:
             raise ValueError(f"{path}: not CSV, line {reader.line_num}: {mistake}") from None
@@ -83,7 +85,7 @@ def jsonl_record(number: int, line: bytes) -> Record:
 
 
 def read_parquet(path: Path) -> tuple[list[str], list[Record]]:
-    """A parquet file; columns that hold neither text nor numbers, such as pictures, are named but not read."""
+    """A parquet file; nested columns, such as pictures, are named but not read."""
     import pyarrow
     from pyarrow import parquet, types
 
@@ -96,7 +98,8 @@ def read_parquet(path: Path) -> tuple[list[str], list[Record]]:
         raise ValueError(f"{path}: not a parquet file that can be read") from None
     columns = {name: list(scalars(table[name])) for name in table.column_names}
     return names, [
-        Record(row + 1, {name: cells[row] for name, cells in columns.items()}) for row in range(table.num_rows)
+        Record(row + 1, {name: cells[row] for name, cells in columns.items()})
+        for row in range(table.num_rows)
     ]
 
 

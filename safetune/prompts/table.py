@@ -60,7 +60,7 @@ class ReadSummary:
             ("malformed", self.malformed),
             ("naming an age in a sexual prompt", self.age_in_sexual),
         )
-        parts = [f"{self.rows} rows read, {self.kept} prompts kept"]
+        parts = [f"rows read: {self.rows}, prompts kept: {self.kept}"]
         parts += [f"dropped {len(rows)} {reason} ({_numbers(rows)})" for reason, rows in dropped if rows]
         if self.guidance_replaced:
             rows = self.guidance_replaced
@@ -80,7 +80,7 @@ class PromptTable:
         return [row.prompt for row in self.rows]
 
     def pairs(self) -> list[PromptPair]:
-        """Pairs to train on: each harmful prompt with its safe rewriting, each rewriting once as a clean prompt.
+        """Pairs to train on: each harmful prompt with its safe rewriting, each rewriting once as clean.
 
         A row whose safe_prompt equals its prompt is clean; rows without a safe_prompt are left out. Where a
         harmful row has no concept its category takes the place, or "harmful" where it has neither. Raises
@@ -98,8 +98,8 @@ class PromptTable:
                 pairs.append(PromptPair(row.safe_prompt, row.safe_prompt, "", ""))
         if not pairs:
             raise ValueError(
-                f"none of {len(self.rows)} prompts has a safe_prompt: add that column to the file (equal to the "
-                "prompt where that is clean), or make pairs with safetune.concepts.bank_prompts"
+                f"none of {len(self.rows)} prompts has a safe_prompt: add that column to the file (equal to "
+                "the prompt where that is clean), or make pairs with safetune.concepts.bank_prompts"
             )
         return pairs
 
