@@ -21,17 +21,16 @@ from tqdm.auto import tqdm
 
 from safetune.backbone import load_backbone
 from safetune.checkpoints import load_checkpoint, save_checkpoint
-from safetune.conditioning import Conditioning
+from safetune.conditioning import Conditioning, replace_rows, shift
 from safetune.config import parse_config
-from safetune.diffusion import min_snr_weight, seeded_noise
+from safetune.diffusion import seeded_noise
 from safetune.export.adapters import save_adapter
 from safetune.export.verification import write_probe
 from safetune.files import replace_folder
 from safetune.finetuning.adapters import TARGETS, add_lora, teacher
-from safetune.finetuning.objective import teacher_targets, unlearning_loss
+from safetune.finetuning.objective import loss_weight, teacher_targets, unlearning_loss
 from safetune.hgr import HGR
 from safetune.labeling.labeler import read_labels
-from safetune.labeling.scores import prototype_conditioning
 from safetune.pairs import image_tensor, load_pairs
 from safetune.runs import Metrics, check_world_size, write_run
 
@@ -163,17 +162,12 @@ def main() -> None:
         )
         x0, t, h = latents[pictures], timesteps.to(accelerator.device), harm[rows]
         noisy = backbone.add_noise(x0, seeded_noise(tuple(x0.shape[1:]), seeds).to(x0), t)
-        batch = prompts.select(rows)
-        batch.embeds[emptied] = null.embeds
+        batch = replace_rows(prompts.select(rows), emptied, null.expand(len(rows)))
         with accelerator.autocast():
             with teacher(denoiser):
                 target = teacher_targets(backbone, noisy, t, batch, redirected.select(rows), null, h, eta)
-            predicted = student(noisy, t, encoder_hidden_states=batch.embeds).sample
-        weight = (
-            min_snr_weight(t, backbone.alphas_cumprod, config.min_snr)
-            if config.min_snr
-            else torch.ones_like(h)
-        )
+            predicted = backbone.predict(noisy, t, batch, denoiser=student)
+        weight = loss_weight(backbone, t, config.min_snr)
         loss, scalars = unlearning_loss(predicted, target, h, config.clean_weight, weight)
         accelerator.backward(loss.mean())
         scalars["grad_norm"] = accelerator.clip_grad_norm_(params, 1.0)
@@ -206,12 +200,9 @@ def redirect_pairs(
     hgr: HGR, prompts: Conditioning, null: Conditioning, from_image: np.ndarray, concepts: Sequence[str]
 ) -> Conditioning:
     """HGR(c) for each pair; the concept's prototype where the image alone is the evidence of harm."""
-    redirected = hgr.redirect(prompts, null)
-    prototypes = prototype_conditioning(hgr, null)
+    prototypes = shift(null, hgr.prototype_delta())
     index = torch.tensor([hgr.concepts.index(name) for name in concepts])
-    mask = torch.from_numpy(from_image)
-    redirected.embeds[mask] = prototypes.embeds[index[mask]]
-    return redirected
+    return replace_rows(hgr.redirect(prompts, null), torch.from_numpy(from_image), prototypes.select(index))
 
 
 def draw_batch(

@@ -20,12 +20,13 @@ from tqdm.auto import tqdm
 
 from safetune.backbone import load_backbone
 from safetune.checkpoints import load_checkpoint, save_checkpoint
+from safetune.conditioning import Conditioning, shift, squared_norm
 from safetune.config import parse_config
 from safetune.diffusion import seeded_noise
 from safetune.files import replace_folder
 from safetune.hgr import HGR
 from safetune.hgr.objective import redirection_loss
-from safetune.hgr.training import concept_prototypes, teacher_targets
+from safetune.hgr.training import set_prototypes, teacher_targets
 from safetune.pairs import image_tensor, load_pairs
 from safetune.runs import Metrics, check_world_size, write_run
 
@@ -92,6 +93,7 @@ def main() -> None:
         backbone.encode_prompts(dataset["safe_prompt"]),
     )
     null = backbone.null()
+    backbone.free_encoders()
     concept_names = list(dataset["concept"])
     category_of = dict(zip(concept_names, dataset["category"], strict=True))
     concepts = sorted(name for name in category_of if name)
@@ -107,6 +109,7 @@ def main() -> None:
         max_tokens=prompts.embeds.shape[1],
         width=config.width,
         layers=config.layers,
+        pooled_width=0 if prompts.pooled is None else prompts.pooled.shape[1],
         base_fingerprint=backbone.fingerprint,
         concepts=concepts,
         categories=[category_of[name] for name in concepts],
@@ -149,10 +152,10 @@ def main() -> None:
             target = teacher_targets(
                 backbone, noisy, t, batch, safe, null, harmful, config.guidance_scale, config.strength
             )
-            redirected = hgr(batch.embeds, null.embeds)
-            predicted = backbone.predict(noisy, t, type(batch)(redirected))
+            delta = Conditioning(*hgr(batch.embeds))
+            predicted = backbone.predict(noisy, t, shift(null, delta))
         loss, scalars = redirection_loss(
-            predicted, target, redirected - null.embeds, harmful, config.clean_weight, config.delta_weight
+            predicted, target, squared_norm(delta), harmful, config.clean_weight, config.delta_weight
         )
         accelerator.backward(loss.mean())
         scalars["grad_norm"] = accelerator.clip_grad_norm_(params, 1.0)
@@ -167,7 +170,7 @@ def main() -> None:
 
     if accelerator.is_main_process:
         trained = accelerator.unwrap_model(hgr).float()
-        trained.prototypes.copy_(concept_prototypes(trained, prompts, concept_names))
+        set_prototypes(trained, prompts, concept_names)
         with replace_folder(config.output_dir / "hgr") as temporary:
             trained.save_pretrained(temporary)
         write_run(config.output_dir, asdict(config), accelerator, dataset._fingerprint, time.time() - started)

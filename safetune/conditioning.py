@@ -44,6 +44,34 @@ class Conditioning:
         return self.embeds, self.pooled, self.mask
 
 
+def shift(conditioning: Conditioning, delta: Conditioning, strength: float = 1.0) -> Conditioning:
+    """Add strength * delta, in the conditioning's precision; one row is added to every delta."""
+    pooled = conditioning.pooled
+    if pooled is not None and delta.pooled is not None:
+        pooled = pooled + strength * delta.pooled.to(pooled)
+    embeds = conditioning.embeds + strength * delta.embeds.to(conditioning.embeds)
+    return Conditioning(embeds, pooled, conditioning.mask)
+
+
+def replace_rows(conditioning: Conditioning, rows: Tensor, other: Conditioning) -> Conditioning:
+    """A batch with the rows that the mask (B,) selects taken from another batch of B."""
+
+    def choose(here: Tensor | None, there: Tensor | None) -> Tensor | None:
+        if here is None or there is None:
+            return here
+        mask = rows.to(here.device).view(-1, *[1] * (here.dim() - 1))
+        return torch.where(mask, there.to(here), here)
+
+    parts = zip(conditioning._parts(), other._parts(), strict=True)
+    return Conditioning(*(choose(here, there) for here, there in parts))  # type: ignore[arg-type]
+
+
+def squared_norm(conditioning: Conditioning) -> Tensor:
+    """Squared Euclidean norm (B,) of each row's embeddings, pooled ones included; fp32."""
+    norm = conditioning.embeds.float().pow(2).sum((1, 2))
+    return norm if conditioning.pooled is None else norm + conditioning.pooled.float().pow(2).sum(1)
+
+
 def cat(parts: Sequence[Conditioning]) -> Conditioning:
     """Join batches; all of them have the same parts."""
     columns = zip(*(part._parts() for part in parts), strict=True)

@@ -48,11 +48,11 @@ def safe_target(
     return eps_cond - per_sample(harm * eta, eps_cond) * (eps_redirected - eps_null)
 
 
-def min_snr_weight(timesteps: Tensor, alphas_cumprod: Tensor, gamma: float) -> Tensor:
-    """Min-SNR weight (B,) of an epsilon loss: min(SNR, gamma) / SNR (arXiv 2303.09556)."""
+def min_snr_weight(timesteps: Tensor, alphas_cumprod: Tensor, gamma: float, velocity: bool = False) -> Tensor:
+    """Min-SNR weight (B,): min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v (arXiv 2303.09556)."""
     alpha = alphas_cumprod.to(timesteps.device)[timesteps]
     snr = alpha / (1 - alpha)
-    return snr.clamp(max=gamma) / snr
+    return snr.clamp(max=gamma) / (snr + 1 if velocity else snr)
 
 
 def mse_per_sample(predicted: Tensor, target: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ composed with it, and the only cost over classifier-free guidance is the redirec
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import ClassifierFreeGuidance
 from torch import Tensor, nn
 
 from safetune.backbone import Backbone
+from safetune.conditioning import Conditioning, cat, shift
 from safetune.hgr import HGR
 
 _HANDLE = "_safecfg_handle"
@@ -43,16 +43,14 @@ def disable_safecfg(pipeline: DiffusionPipeline) -> None:
         setattr(pipeline, _HANDLE, None)
 
 
-@torch.no_grad()
-def safecfg_negative_embeds(backbone: Backbone, hgr: HGR, prompts: Sequence[str]) -> Tensor:
-    """HGR(c) (N, L, D) for N prompts: pass it as `negative_prompt_embeds=` where no hook can be set.
+def safecfg_negative(backbone: Backbone, hgr: HGR, prompts: Sequence[str]) -> Conditioning:
+    """HGR(c), N rows: `negative_prompt_embeds=` and `negative_pooled_prompt_embeds=` for a pipeline.
 
-    The empty prompt is encoded in a batch of N as the pipeline does, so that an untrained redirector gives
-    plain CFG bit for bit. Raises ValueError when the redirector belongs to another base model.
+    The null conditioning is encoded in a batch of N as the pipeline does, so that an untrained redirector
+    gives plain CFG bit for bit. Raises ValueError when the redirector belongs to another base model.
     """
     hgr.check_base(backbone.fingerprint)
-    null = backbone.encode_prompts([""] * len(prompts))
-    return hgr.redirect(backbone.encode_prompts(prompts), null).embeds
+    return hgr.redirect(backbone.encode_prompts(prompts), backbone.null(len(prompts)))
 
 
 class SafeCFGGuidance(ClassifierFreeGuidance):
@@ -82,13 +80,18 @@ class SafeCFGGuidance(ClassifierFreeGuidance):
             raise RuntimeError(
                 "this guider has no redirector: set guider.hgr = HGR.from_pretrained(...) first"
             )
-        keys = [key for key in ("prompt_embeds", "encoder_hidden_states") if key in data]
-        redirected = dict(data)
-        for key in keys:
-            positive, negative = data[key]
-            if negative is not None:
-                redirected[key] = (positive, _redirect(self.hgr, positive, negative, self.strength))
-        return super().prepare_inputs(redirected)
+        embeds = next(key for key in ("prompt_embeds", "encoder_hidden_states") if key in data)
+        pooled = next((key for key in ("text_embeds", "pooled_projections") if key in data), "")
+        if data[embeds][1] is None:
+            return super().prepare_inputs(data)
+        positive, negative = (
+            Conditioning(data[embeds][side], data[pooled][side] if pooled else None) for side in (0, 1)
+        )
+        redirected = _redirect(self.hgr, positive, negative, self.strength)
+        changed: dict[str, Any] = {embeds: (positive.embeds, redirected.embeds)}
+        if pooled:
+            changed[pooled] = (positive.pooled, redirected.pooled)
+        return super().prepare_inputs({**data, **changed})
 
 
 class _ClassicRedirection:
@@ -100,7 +103,7 @@ class _ClassicRedirection:
         self.pipeline, self.hgr, self.strength = pipeline, hgr, strength
         self.start, self.stop = start, stop
         self.given: Tensor | None = None
-        self.redirected: Tensor | None = None
+        self.redirected: Conditioning | None = None
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -113,12 +116,13 @@ class _ClassicRedirection:
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         if not self.start <= self._progress(timestep) <= self.stop:
             return args, kwargs
-        embeds = kwargs["encoder_hidden_states"]
-        if embeds is not self.given:
-            negative, positive = embeds.chunk(2)
+        given = _read(kwargs)
+        if given.embeds is not self.given or self.redirected is None:
+            half = len(given) // 2
+            negative, positive = given.select(slice(0, half)), given.select(slice(half, None))
             redirected = _redirect(self.hgr, positive, negative, self.strength)
-            self.given, self.redirected = embeds, torch.cat([redirected, positive])
-        return args, {**kwargs, "encoder_hidden_states": self.redirected}
+            self.given, self.redirected = given.embeds, cat([redirected, positive])
+        return args, _write(kwargs, self.redirected)
 
     def _progress(self, timestep: Tensor) -> float:
         """Fraction of the scheduler's steps that are done, in [0, 1)."""
@@ -127,13 +131,30 @@ class _ClassicRedirection:
         return float(index[0]) / len(timesteps) if len(index) else 0.0
 
 
-@torch.no_grad()
-def _redirect(hgr: HGR, positive: Tensor, negative: Tensor, strength: float) -> Tensor:
+def _redirect(hgr: HGR, positive: Conditioning, negative: Conditioning, strength: float) -> Conditioning:
     """Add strength * delta(positive) to the negative, in its precision; strength 0 changes no bit."""
     if strength == 0:
         return negative
-    hgr.to(positive.device)
-    return negative + strength * hgr.delta(positive).to(negative.dtype)
+    hgr.to(positive.embeds.device)
+    return shift(negative, hgr.delta(positive), strength)
+
+
+def _read(kwargs: dict[str, Any]) -> Conditioning:
+    """The conditioning that a pipeline gives its denoiser; SDXL and SD 3 keep the pooled part elsewhere."""
+    pooled = kwargs.get("pooled_projections")
+    if pooled is None:
+        pooled = (kwargs.get("added_cond_kwargs") or {}).get("text_embeds")
+    return Conditioning(kwargs["encoder_hidden_states"], pooled)
+
+
+def _write(kwargs: dict[str, Any], conditioning: Conditioning) -> dict[str, Any]:
+    """The denoiser's arguments with another conditioning, each part where _read found it."""
+    changed: dict[str, Any] = {**kwargs, "encoder_hidden_states": conditioning.embeds}
+    if kwargs.get("pooled_projections") is not None:
+        changed["pooled_projections"] = conditioning.pooled
+    elif conditioning.pooled is not None:
+        changed["added_cond_kwargs"] = {**kwargs["added_cond_kwargs"], "text_embeds": conditioning.pooled}
+    return changed
 
 
 def _denoiser(pipeline: DiffusionPipeline) -> nn.Module:

@@ -1,8 +1,9 @@
 """Joining, indexing and repeating of conditionings."""
 
+import pytest
 import torch
 
-from safetune.conditioning import Conditioning, cat
+from safetune.conditioning import Conditioning, cat, replace_rows, shift, squared_norm
 
 PROMPTS = Conditioning(torch.arange(12.0).view(2, 3, 2), pooled=torch.tensor([[1.0], [2.0]]))
 
@@ -30,3 +31,23 @@ def test_cast_keeps_an_integer_mask() -> None:
     masked = Conditioning(torch.zeros(1, 2, 2), mask=torch.ones(1, 2, dtype=torch.long)).to(torch.bfloat16)
     assert masked.embeds.dtype == torch.bfloat16
     assert masked.mask is not None and masked.mask.dtype == torch.long
+
+
+def test_shift_adds_one_row_to_every_delta_in_its_precision() -> None:
+    null = Conditioning(torch.ones(1, 3, 2), torch.ones(1, 1)).to(torch.bfloat16)
+    shifted = shift(null, PROMPTS, strength=2.0)
+    assert shifted.embeds.dtype == torch.bfloat16
+    assert shifted.embeds[1, 0].tolist() == [1 + 2 * 6, 1 + 2 * 7]
+    assert shifted.pooled is not None and shifted.pooled.flatten().tolist() == [3.0, 5.0]
+
+
+def test_squared_norm_by_hand() -> None:
+    assert squared_norm(PROMPTS).tolist() == pytest.approx([55 + 1, 36 + 49 + 64 + 81 + 100 + 121 + 4])
+
+
+def test_replace_rows() -> None:
+    other = Conditioning(torch.zeros(2, 3, 2), torch.zeros(2, 1))
+    mixed = replace_rows(PROMPTS, torch.tensor([True, False]), other)
+    assert torch.equal(mixed.embeds[0], other.embeds[0])
+    assert torch.equal(mixed.embeds[1], PROMPTS.embeds[1])
+    assert mixed.pooled is not None and mixed.pooled.flatten().tolist() == [0.0, 2.0]

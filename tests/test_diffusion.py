@@ -51,6 +51,8 @@ def test_safe_target_leaves_clean_pairs_alone() -> None:
 def test_min_snr_weight_by_hand() -> None:
     weight = diffusion.min_snr_weight(torch.tensor([0, 1]), torch.tensor([0.9, 0.5]), gamma=3.0)
     assert weight.tolist() == pytest.approx([3 / 9, 1.0])
+    weight = diffusion.min_snr_weight(torch.tensor([0, 1]), torch.tensor([0.9, 0.5]), 3.0, velocity=True)
+    assert weight.tolist() == pytest.approx([3 / 10, 1 / 2])
 
 
 def test_concept_target_by_hand() -> None:

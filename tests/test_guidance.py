@@ -8,7 +8,8 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 from safetune.backbone import load_backbone
-from safetune.guidance import SafeCFGGuidance, disable_safecfg, enable_safecfg, safecfg_negative_embeds
+from safetune.conditioning import Conditioning
+from safetune.guidance import SafeCFGGuidance, disable_safecfg, enable_safecfg, safecfg_negative
 from safetune.hgr import HGR
 
 PROMPTS = ["a cat with a knife in its hand in the forest", "a dog in the city", "a fox"]
@@ -33,7 +34,7 @@ def test_untrained_redirector_is_plain_cfg_bit_for_bit(tiny_pipeline: Path, dtyp
     backbone = load_backbone(tiny_pipeline, dtype=dtype)
     plain = sample(backbone.pipeline)
     untrained = build_hgr(backbone.fingerprint, trained=False)
-    negative = safecfg_negative_embeds(backbone, untrained, PROMPTS)
+    negative = safecfg_negative(backbone, untrained, PROMPTS).embeds
     assert np.array_equal(sample(backbone.pipeline, negative_prompt_embeds=negative), plain)
     enable_safecfg(backbone.pipeline, untrained)
     assert np.array_equal(sample(backbone.pipeline), plain)
@@ -42,7 +43,7 @@ def test_untrained_redirector_is_plain_cfg_bit_for_bit(tiny_pipeline: Path, dtyp
 def test_hook_equals_negative_embeds_and_goes_away(tiny_pipeline: Path) -> None:
     backbone = load_backbone(tiny_pipeline)
     hgr, plain = build_hgr(backbone.fingerprint), sample(backbone.pipeline)
-    negative = safecfg_negative_embeds(backbone, hgr, PROMPTS)
+    negative = safecfg_negative(backbone, hgr, PROMPTS).embeds
     expected = sample(backbone.pipeline, negative_prompt_embeds=negative)
     assert not np.allclose(expected, plain, atol=1e-3)
     enable_safecfg(backbone.pipeline, hgr)
@@ -71,7 +72,7 @@ def test_a_negative_prompt_is_kept_and_composed(tiny_pipeline: Path) -> None:
     pipeline, hgr = backbone.pipeline, build_hgr()
     with torch.no_grad():
         own = backbone.encode_prompts(["a robot"] * 3).embeds
-        composed = own + hgr.delta(backbone.encode_prompts(PROMPTS).embeds)
+        composed = own + hgr.delta(backbone.encode_prompts(PROMPTS)).embeds
     expected = sample(pipeline, negative_prompt_embeds=composed)
     enable_safecfg(pipeline, hgr)
     np.testing.assert_allclose(sample(pipeline, negative_prompt=["a robot"] * 3), expected, atol=1e-5)
@@ -125,8 +126,8 @@ def test_guider_redirects_the_unconditional_input_only() -> None:
     positive, negative = torch.randn(2, 24, 128), torch.randn(2, 24, 128)
     cond, uncond = guider.prepare_inputs({"prompt_embeds": (positive, negative)})
     assert torch.equal(cond.prompt_embeds, positive)
-    with torch.no_grad():
-        torch.testing.assert_close(uncond.prompt_embeds, negative + 0.5 * hgr.delta(positive))
+    expected = negative + 0.5 * hgr.delta(Conditioning(positive)).embeds
+    torch.testing.assert_close(uncond.prompt_embeds, expected)
     cond.noise_pred, uncond.noise_pred = torch.full((1,), 3.0), torch.full((1,), 1.0)
     assert guider([cond, uncond]).pred.item() == pytest.approx(1 + 5 * (3 - 1))
 

@@ -38,8 +38,8 @@ class Backbone(Protocol):
         """Embeddings of N prompts, in chunks; N may be large. One warning counts the prompts cut short."""
         ...
 
-    def null(self) -> Conditioning:
-        """What the pipeline is guided away from when no negative prompt is given, one row.
+    def null(self, batch: int = 1) -> Conditioning:
+        """What the pipeline is guided away from when no negative prompt is given, `batch` equal rows.
 
         The empty prompt's conditioning; zeros for an SDXL that says force_zeros_for_empty_prompt.
         """

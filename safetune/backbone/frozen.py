@@ -52,8 +52,8 @@ class FrozenPipeline(ABC):
         self._warn_of_cut_prompts(parts)
         return cat([self._encode(part) for part in parts])
 
-    def null(self) -> Conditioning:
-        return self.encode_prompts([""])
+    def null(self, batch: int = 1) -> Conditioning:
+        return self.encode_prompts([""] * batch)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:

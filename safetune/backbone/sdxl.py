@@ -21,8 +21,8 @@ class StableDiffusionXLBackbone(StableDiffusionBackbone):
     text_encoders: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     prompts_at_once = 32
 
-    def null(self) -> Conditioning:
-        empty = super().null()
+    def null(self, batch: int = 1) -> Conditioning:
+        empty = super().null(batch)
         return empty.map(torch.zeros_like) if self.pipeline.config.force_zeros_for_empty_prompt else empty
 
     def encode_images(self, images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from safetune.backbone import Backbone
 from safetune.evaluation.suites import Cell
 from safetune.files import write_json
-from safetune.guidance import safecfg_negative_embeds
+from safetune.guidance import safecfg_negative
 from safetune.hgr import HGR
 
 SAMPLER = Path(__file__).with_name("plain_sampler.py")
@@ -60,7 +60,7 @@ def sample_condition(
         if hgr is not None and backbone is not None:
             negative = folder / name / f"{cell.name}.negative.safetensors"
             negative.parent.mkdir(parents=True, exist_ok=True)
-            embeds = safecfg_negative_embeds(backbone, hgr, cell.prompts)
+            embeds = safecfg_negative(backbone, hgr, cell.prompts).embeds
             save_file({"embeds": embeds.contiguous()}, negative)
             negative_hash = file_sha256([negative])
         for seed in options.seeds:

@@ -6,7 +6,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
-from safetune.conditioning import Conditioning
+from safetune.conditioning import Conditioning, cat, shift
 
 
 class HGR(
@@ -19,7 +19,8 @@ class HGR(
     """HGR(c) = null + delta(c), shape (B, L, D) to (B, L, D) (SafeCFG, arXiv 2412.16039).
 
     The output layer starts at zero, so an untrained HGR is plain classifier-free guidance, bit for bit.
-    `prototypes` (K, L, D) hold the mean delta of each concept once training has ended.
+    Where the family has pooled embeddings (B, P), they get a delta of their own. `prototypes` (K, L, D) and
+    `pooled_prototypes` (K, P) hold the mean delta of each concept once training has ended.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class HGR(
         width: int = 128,
         layers: int = 2,
         heads: int = 4,
+        pooled_width: int = 0,
         base_fingerprint: str = "",
         concepts: Sequence[str] = (),
         categories: Sequence[str] = (),
@@ -46,26 +48,33 @@ class HGR(
         )
         self.blocks = nn.TransformerEncoder(block, layers, enable_nested_tensor=False)
         self.norm_out = nn.LayerNorm(width)
-        self.project_out = nn.Linear(width, text_width)
-        nn.init.zeros_(self.project_out.weight)
-        nn.init.zeros_(self.project_out.bias)
+        self.project_out = zero_linear(width, text_width)
+        self.project_pooled = zero_linear(width, pooled_width) if pooled_width else None
         self.register_buffer("prototypes", torch.zeros(len(self.concepts), max_tokens, text_width))
+        self.register_buffer("pooled_prototypes", torch.zeros(len(self.concepts), pooled_width))
         self.prototypes: Tensor
+        self.pooled_prototypes: Tensor
 
-    def delta(self, embeds: Tensor) -> Tensor:
-        """The redirection (B, L, D), in the redirector's own precision."""
+    def forward(self, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Deltas (B, L, D) and (B, P) or None of prompts (B, L, D), in the redirector's own precision."""
         hidden = self.project_in(self.norm_in(embeds.to(self.positions.dtype)))
-        hidden = self.blocks(hidden + self.positions[: embeds.shape[1]])
-        output: Tensor = self.project_out(self.norm_out(hidden))
-        return output
+        hidden = self.norm_out(self.blocks(hidden + self.positions[: embeds.shape[1]]))
+        pooled = None if self.project_pooled is None else self.project_pooled(hidden.mean(1))
+        return self.project_out(hidden), pooled
 
-    def forward(self, embeds: Tensor, null: Tensor) -> Tensor:
-        """Unconditional embeddings (B, L, D) for prompts (B, L, D); null (1 or B, L, D) sets the dtype."""
-        return null + self.delta(embeds).to(null.dtype)
+    @torch.no_grad()
+    def delta(self, conditioning: Conditioning) -> Conditioning:
+        """The redirection of each prompt, without gradient; large batches in chunks."""
+        return cat([Conditioning(*self(chunk)) for chunk in conditioning.embeds.split(256)])
 
     def redirect(self, conditioning: Conditioning, null: Conditioning) -> Conditioning:
-        """Conditioning of the unconditional branch, a row for each prompt."""
-        return Conditioning(self(conditioning.embeds, null.embeds))
+        """HGR(c), a row for each prompt: what the unconditional branch is given."""
+        return shift(null, self.delta(conditioning))
+
+    def prototype_delta(self) -> Conditioning:
+        """The mean redirection of each concept: K rows."""
+        pooled = None if self.project_pooled is None else self.pooled_prototypes
+        return Conditioning(self.prototypes, pooled)
 
     def check_base(self, fingerprint: str) -> None:
         """ValueError unless this HGR was trained for the model with that fingerprint."""
@@ -74,3 +83,11 @@ class HGR(
                 f"this HGR belongs to the base model {self.base_fingerprint or '(unnamed)'}, the one given "
                 f"is {fingerprint}; load the base it was trained on, or train one with recipes/train_hgr.py"
             )
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that gives zero until it is trained."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

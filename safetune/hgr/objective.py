@@ -9,23 +9,23 @@ from safetune.diffusion import mse_per_sample
 def redirection_loss(
     eps_redirected: Tensor,
     target: Tensor,
-    delta: Tensor,
+    delta_norm: Tensor,
     harmful: Tensor,
     clean_weight: float,
     delta_weight: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L2 to the HGR target, heavier on clean prompts, with a small squared norm of delta on clean ones.
 
-    eps (B, C, h, w), delta (B, L, D), harmful (B,) bool; returns the loss (B,) and detached means.
+    eps (B, C, h, w), delta_norm (B,) the squared norm of delta, harmful (B,) bool; returns the loss (B,) and
+    detached means.
     """
     error = mse_per_sample(eps_redirected, target)
-    norm = delta.float().pow(2).sum((1, 2))
-    loss = torch.where(harmful, error, clean_weight * error + delta_weight * norm)
+    loss = torch.where(harmful, error, clean_weight * error + delta_weight * delta_norm)
     scalars = {
         "harmful_error": mean_where(error, harmful),
         "clean_error": mean_where(error, ~harmful),
-        "harmful_delta": mean_where(norm.sqrt(), harmful),
-        "clean_delta": mean_where(norm.sqrt(), ~harmful),
+        "harmful_delta": mean_where(delta_norm.sqrt(), harmful),
+        "clean_delta": mean_where(delta_norm.sqrt(), ~harmful),
     }
     return loss, scalars
 

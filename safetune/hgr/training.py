@@ -40,13 +40,12 @@ def teacher_targets(
     return target
 
 
-@torch.no_grad()
-def concept_prototypes(hgr: HGR, prompts: Conditioning, concepts: Sequence[str]) -> Tensor:
-    """Mean delta (K, L, D) of the prompts of each of hgr.concepts; zeros for a concept without prompts."""
-    deltas = torch.cat([hgr.delta(chunk) for chunk in prompts.embeds.split(256)])
-    prototypes = torch.zeros_like(hgr.prototypes)
+def set_prototypes(hgr: HGR, prompts: Conditioning, concepts: Sequence[str]) -> None:
+    """Store the mean delta of the prompts of each of hgr.concepts; zeros for a concept without prompts."""
+    delta = hgr.delta(prompts)
     for row, concept in enumerate(hgr.concepts):
-        members = torch.tensor([name == concept for name in concepts], device=deltas.device)
+        members = torch.tensor([name == concept for name in concepts], device=delta.embeds.device)
         if members.any():
-            prototypes[row] = deltas[members].mean(0)
-    return prototypes
+            hgr.prototypes[row] = delta.embeds[members].mean(0)
+            if delta.pooled is not None:
+                hgr.pooled_prototypes[row] = delta.pooled[members].mean(0)

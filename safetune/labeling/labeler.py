@@ -13,11 +13,12 @@ from scipy.special import expit
 from tqdm.auto import tqdm
 
 from safetune.backbone import Backbone
+from safetune.conditioning import shift
 from safetune.diffusion import seeded_noise
 from safetune.files import write_json
 from safetune.hgr import HGR
 from safetune.labeling.calibration import Mixture, fit_mixture, label_of
-from safetune.labeling.scores import normalise_concepts, pair_scores, prompt_scores, prototype_conditioning
+from safetune.labeling.scores import normalise_concepts, pair_scores, prompt_scores
 from safetune.pairs import image_tensor
 from safetune.runs import versions
 
@@ -110,7 +111,7 @@ def score_shard(
     prompts, null = backbone.encode_prompts(texts), backbone.null()
     latents = backbone.encode_images(image_tensor(shard, options.resolution)).float()
     prompt_score, prompt_concept = prompt_scores(hgr, prompts)
-    redirected, prototypes = hgr.redirect(prompts, null), prototype_conditioning(hgr, null)
+    redirected, prototypes = hgr.redirect(prompts, null), shift(null, hgr.prototype_delta())
     draws = [
         (t, seeded_noise(tuple(latents.shape[1:]), [options.seed * 1009 + 31 * t + n])[0])
         for t in options.timesteps

@@ -7,21 +7,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from safetune.backbone import Backbone
-from safetune.conditioning import Conditioning, cat
+from safetune.conditioning import Conditioning, cat, squared_norm
 from safetune.hgr import HGR
 
 
 @torch.no_grad()
 def prompt_scores(hgr: HGR, prompts: Conditioning) -> tuple[Tensor, Tensor]:
     """prompt_score (N,), the norm of delta(c); and the concept (N,) whose prototype is nearest in angle."""
-    delta = torch.cat([hgr.delta(chunk).flatten(1) for chunk in prompts.embeds.split(256)])
-    prototypes = F.normalize(hgr.prototypes.flatten(1), dim=1)
-    return delta.norm(dim=1), (delta @ prototypes.T).argmax(1)
-
-
-def prototype_conditioning(hgr: HGR, null: Conditioning) -> Conditioning:
-    """The redirected embedding of each concept, null + mean delta: K rows."""
-    return Conditioning(null.embeds + hgr.prototypes.to(null.embeds))
+    delta, prototypes = hgr.delta(prompts), hgr.prototype_delta()
+    directions = F.normalize(prototypes.embeds.flatten(1), dim=1)
+    return squared_norm(delta).sqrt(), (delta.embeds.flatten(1) @ directions.T).argmax(1)
 
 
 @torch.no_grad()
@@ -53,12 +48,13 @@ def pair_scores(
     )
     for timestep, noise in draws:
         t = torch.full((batch,), timestep, device=latents.device)
-        noisy = backbone.add_noise(latents, noise.to(latents).expand_as(latents), t)
+        added = noise.to(latents).expand_as(latents)
+        noisy, wanted = backbone.add_noise(latents, added, t), backbone.true_output(latents, added, t)
         eps = backbone.predict(noisy.repeat(2 + concepts, 1, 1, 1), t.repeat(2 + concepts), rows).float()
         eps_null, eps_redirected, eps_prototypes = eps.split([batch, batch, batch * concepts])
         distance += (eps_redirected - eps_null).flatten(1).norm(dim=1)
-        error_null = (noise.to(latents) - eps_null).pow(2).sum(1)
-        errors = (noise.to(latents) - eps_prototypes.unflatten(0, (concepts, batch))).pow(2).sum(2)
+        error_null = (wanted - eps_null).pow(2).sum(1)
+        errors = (wanted - eps_prototypes.unflatten(0, (concepts, batch))).pow(2).sum(2)
         gain += (error_null - errors).transpose(0, 1)
         scale += error_null.mean((1, 2))
     local = F.avg_pool2d(gain, window, stride=1).amax((2, 3))

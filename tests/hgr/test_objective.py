@@ -13,10 +13,11 @@ from safetune.hgr.training import teacher_targets
 
 def test_loss_by_hand() -> None:
     predicted, target = torch.full((2, 1, 1, 2), 2.0), torch.zeros(2, 1, 1, 2)
-    delta = torch.full((2, 1, 4), 0.5)
-    loss, scalars = redirection_loss(predicted, target, delta, torch.tensor([True, False]), 3.0, 0.1)
+    norm = torch.tensor([9.0, 1.0])
+    loss, scalars = redirection_loss(predicted, target, norm, torch.tensor([True, False]), 3.0, 0.1)
     assert loss.tolist() == pytest.approx([4.0, 3 * 4.0 + 0.1 * 1.0])
     assert scalars["clean_delta"].item() == pytest.approx(1.0)
+    assert scalars["harmful_delta"].item() == pytest.approx(3.0)
     assert scalars["harmful_error"].item() == pytest.approx(4.0)
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 
 from safetune.backbone import load_backbone
+from safetune.conditioning import shift
 from safetune.diffusion import seeded_noise
 from safetune.hgr import HGR
-from safetune.labeling.scores import normalise_concepts, pair_scores, prompt_scores, prototype_conditioning
+from safetune.labeling.scores import normalise_concepts, pair_scores, prompt_scores
 
 
 def build_hgr(fingerprint: str = "") -> HGR:
@@ -24,7 +25,7 @@ def test_scores_of_a_pair_are_its_own(tiny_pipeline: Path) -> None:
     prompts, null = backbone.encode_prompts(["a cat with a knife", "a dog", "a fox"]), backbone.null()
     latents = torch.randn(3, 4, 16, 16)
     draws = [(t, seeded_noise((4, 16, 16), [t])[0]) for t in (300, 600)]
-    redirected, prototypes = hgr.redirect(prompts, null), prototype_conditioning(hgr, null)
+    redirected, prototypes = hgr.redirect(prompts, null), shift(null, hgr.prototype_delta())
     together = pair_scores(backbone, latents, redirected, prototypes, null, draws, window=3)
     alone = pair_scores(
         backbone, latents[1:2], redirected.select(slice(1, 2)), prototypes, null, draws, window=3
@@ -43,7 +44,7 @@ def test_untrained_redirector_scores_nothing(tiny_pipeline: Path) -> None:
         backbone,
         torch.randn(1, 4, 16, 16),
         hgr.redirect(prompts, null),
-        prototype_conditioning(hgr, null),
+        shift(null, hgr.prototype_delta()),
         null,
         [(500, torch.randn(4, 16, 16))],
         window=3,
