@@ -23,12 +23,12 @@ from safetune.backbone import load_backbone
 from safetune.checkpoints import load_checkpoint, save_checkpoint
 from safetune.conditioning import Conditioning, replace_rows, shift
 from safetune.config import parse_config
-from safetune.diffusion import seeded_noise
+from safetune.diffusion import seeded_noise, signal_weight
 from safetune.export.adapters import save_adapter
 from safetune.export.verification import write_probe
 from safetune.files import replace_folder
 from safetune.finetuning.adapters import TARGETS, add_lora, teacher
-from safetune.finetuning.objective import loss_weight, teacher_targets, unlearning_loss
+from safetune.finetuning.objective import teacher_targets, unlearning_loss
 from safetune.hgr import HGR
 from safetune.labeling.labeler import read_labels
 from safetune.pairs import image_tensor, load_pairs
@@ -73,8 +73,8 @@ class FinetuneConfig:
     """Share of clean rows whose prompt is emptied, which keeps the unconditional branch."""
     swapped_images: float = 0.3
     """Share of harmful prompts that are paired with a clean picture, where the student's sampling will lead."""
-    min_snr: float = 5.0
-    """Min-SNR gamma of the loss weight; 0 turns it off."""
+    weight_cap: float = 50.0
+    """Largest loss weight of a timestep; weights are 1 / a_t, so that noisy timesteps count too."""
     seed: int = 0
     """Seed of weights, order, timesteps and noise."""
     mixed_precision: str = "bf16"
@@ -167,7 +167,7 @@ def main() -> None:
             with teacher(denoiser):
                 target = teacher_targets(backbone, noisy, t, batch, redirected.select(rows), null, h, eta)
             predicted = backbone.predict(noisy, t, batch, denoiser=student)
-        weight = loss_weight(backbone, t, config.min_snr)
+        weight = signal_weight(t, backbone.alphas_cumprod, config.weight_cap)
         loss, scalars = unlearning_loss(predicted, target, h, config.clean_weight, weight)
         accelerator.backward(loss.mean())
         scalars["grad_norm"] = accelerator.clip_grad_norm_(params, 1.0)

@@ -22,7 +22,7 @@ from safetune.backbone import load_backbone
 from safetune.checkpoints import load_checkpoint, save_checkpoint
 from safetune.conditioning import Conditioning, shift, squared_norm
 from safetune.config import parse_config
-from safetune.diffusion import seeded_noise
+from safetune.diffusion import seeded_noise, signal_weight
 from safetune.files import replace_folder
 from safetune.hgr import HGR
 from safetune.hgr.objective import redirection_loss
@@ -47,7 +47,7 @@ class HGRConfig:
     """Width of the redirector's Transformer."""
     layers: int = 2
     """Layers of the redirector's Transformer."""
-    steps: int = 600
+    steps: int = 900
     """Optimizer steps."""
     batch_size: int = 16
     """Pairs per step and process; half harmful, half clean."""
@@ -55,12 +55,14 @@ class HGRConfig:
     """Peak learning rate, warmed up over 5% of the steps and decayed by a cosine."""
     guidance_scale: float = 5.0
     """Guidance scale w (more than 1) that the target is exact for."""
-    strength: float = 1.0
+    strength: float = 1.5
     """Factor on the redirection of harmful prompts; 1 reproduces the safe rewriting."""
     clean_weight: float = 4.0
     """Weight of the error on clean prompts."""
     delta_weight: float = 0.002
     """Weight of the squared norm of delta on clean prompts."""
+    weight_cap: float = 50.0
+    """Largest loss weight of a timestep; weights are 1 / a_t, so that noisy timesteps count too."""
     seed: int = 0
     """Seed of weights, order, timesteps and noise."""
     mixed_precision: str = "bf16"
@@ -155,7 +157,13 @@ def main() -> None:
             delta = Conditioning(*hgr(batch.embeds))
             predicted = backbone.predict(noisy, t, shift(null, delta))
         loss, scalars = redirection_loss(
-            predicted, target, squared_norm(delta), harmful, config.clean_weight, config.delta_weight
+            predicted,
+            target,
+            squared_norm(delta),
+            harmful,
+            config.clean_weight,
+            config.delta_weight,
+            signal_weight(t, backbone.alphas_cumprod, config.weight_cap),
         )
         accelerator.backward(loss.mean())
         scalars["grad_norm"] = accelerator.clip_grad_norm_(params, 1.0)

@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data.add_argument("kind", choices=["hgr-pairs", "pool"], help="what to write")
     data.add_argument("out", type=Path, help="folder to write")
-    data.add_argument("--count", type=int, help="number of pairs (default: 2048 for hgr-pairs, 600 for pool)")
+    data.add_argument("--count", type=int, help="number of pairs (default: 2048 for hgr-pairs, 480 for pool)")
     return parser
 
 
@@ -144,7 +144,7 @@ def run_tinysd_data(args: argparse.Namespace) -> None:
     if args.kind == "hgr-pairs":
         write_hgr_pairs(args.out, args.count or 2048)
     else:
-        write_pool(args.out, args.out.with_name(args.out.name + "-truth.json"), args.count or 600)
+        write_pool(args.out, args.out.with_name(args.out.name + "-truth.json"), args.count or 480)
     print(f"written to {args.out}")
 
 

@@ -48,11 +48,15 @@ def safe_target(
     return eps_cond - per_sample(harm * eta, eps_cond) * (eps_redirected - eps_null)
 
 
-def min_snr_weight(timesteps: Tensor, alphas_cumprod: Tensor, gamma: float, velocity: bool = False) -> Tensor:
-    """Min-SNR weight (B,): min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v (arXiv 2303.09556)."""
-    alpha = alphas_cumprod.to(timesteps.device)[timesteps]
-    snr = alpha / (1 - alpha)
-    return snr.clamp(max=gamma) / (snr + 1 if velocity else snr)
+def signal_weight(timesteps: Tensor, alphas_cumprod: Tensor | None, cap: float) -> Tensor:
+    """Loss weight 1 / a_t (B,), at most `cap`; ones for flow matching, which has no alphas.
+
+    What a prompt changes in the output shrinks with the signal a_t, so that without a weight the noisy
+    timesteps, where a picture's content is decided, would count for nothing.
+    """
+    if alphas_cumprod is None:
+        return torch.ones(len(timesteps), device=timesteps.device)
+    return (1 / alphas_cumprod.to(timesteps.device)[timesteps]).clamp(max=cap)
 
 
 def mse_per_sample(predicted: Tensor, target: Tensor) -> Tensor:

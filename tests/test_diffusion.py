@@ -48,11 +48,10 @@ def test_safe_target_leaves_clean_pairs_alone() -> None:
     assert target.flatten().tolist() == [3.0, 3.0 - 0.5 * 2.0]
 
 
-def test_min_snr_weight_by_hand() -> None:
-    weight = diffusion.min_snr_weight(torch.tensor([0, 1]), torch.tensor([0.9, 0.5]), gamma=3.0)
-    assert weight.tolist() == pytest.approx([3 / 9, 1.0])
-    weight = diffusion.min_snr_weight(torch.tensor([0, 1]), torch.tensor([0.9, 0.5]), 3.0, velocity=True)
-    assert weight.tolist() == pytest.approx([3 / 10, 1 / 2])
+def test_signal_weight_by_hand() -> None:
+    weight = diffusion.signal_weight(torch.tensor([0, 1, 2]), torch.tensor([1.0, 0.5, 0.01]), cap=50.0)
+    assert weight.tolist() == pytest.approx([1.0, 2.0, 50.0])
+    assert diffusion.signal_weight(torch.tensor([0, 1]), None, cap=50.0).tolist() == [1.0, 1.0]
 
 
 def test_concept_target_by_hand() -> None:

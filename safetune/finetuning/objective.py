@@ -5,7 +5,7 @@ from torch import Tensor
 
 from safetune.backbone import Backbone
 from safetune.conditioning import Conditioning, cat
-from safetune.diffusion import min_snr_weight, mse_per_sample, safe_target
+from safetune.diffusion import mse_per_sample, safe_target
 from safetune.hgr.objective import mean_where
 
 
@@ -38,15 +38,6 @@ def teacher_targets(
         eps_cond[harmful], eps_redirected, eps_null, harm[harmful].to(eps_cond.dtype), eta
     )
     return target
-
-
-def loss_weight(backbone: Backbone, timesteps: Tensor, gamma: float) -> Tensor:
-    """Min-SNR weights (B,) where the model has a noise schedule; ones for flow matching and for gamma 0."""
-    if not gamma or backbone.alphas_cumprod is None:
-        return torch.ones(len(timesteps), device=timesteps.device)
-    return min_snr_weight(
-        timesteps, backbone.alphas_cumprod, gamma, backbone.prediction_type == "v_prediction"
-    )
 
 
 def unlearning_loss(

@@ -48,6 +48,9 @@ class HGR(
         )
         self.blocks = nn.TransformerEncoder(block, layers, enable_nested_tensor=False)
         self.norm_out = nn.LayerNorm(width)
+        # The gate lets a harmful word's own embedding through: that is most of a good negative prompt, and it
+        # carries over to words that training never saw.
+        self.gate = zero_linear(width, text_width)
         self.project_out = zero_linear(width, text_width)
         self.project_pooled = zero_linear(width, pooled_width) if pooled_width else None
         self.register_buffer("prototypes", torch.zeros(len(self.concepts), max_tokens, text_width))
@@ -57,10 +60,11 @@ class HGR(
 
     def forward(self, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         """Deltas (B, L, D) and (B, P) or None of prompts (B, L, D), in the redirector's own precision."""
-        hidden = self.project_in(self.norm_in(embeds.to(self.positions.dtype)))
-        hidden = self.norm_out(self.blocks(hidden + self.positions[: embeds.shape[1]]))
+        normed = self.norm_in(embeds.to(self.positions.dtype))
+        hidden = self.project_in(normed) + self.positions[: embeds.shape[1]]
+        hidden = self.norm_out(self.blocks(hidden))
         pooled = None if self.project_pooled is None else self.project_pooled(hidden.mean(1))
-        return self.project_out(hidden), pooled
+        return self.project_out(hidden) + self.gate(hidden) * normed, pooled
 
     @torch.no_grad()
     def delta(self, conditioning: Conditioning) -> Conditioning:

@@ -31,7 +31,7 @@ class LabelOptions:
 
     text_column: str = "text"
     resolution: int = 64
-    timesteps: tuple[int, ...] = (350, 500, 650, 800)
+    timesteps: tuple[int, ...] = (500, 650)
     """Training timesteps at which a pair is noised."""
     noises: int = 2
     """Noise draws per timestep, shared by all pairs."""

@@ -58,7 +58,7 @@ def pool_scenes(count: int, seed: int = POOL_SEED) -> list[tuple[Scene, Scene]]:
     return pairs
 
 
-def write_pool(folder: Path, truth: Path, count: int = 600, seed: int = POOL_SEED) -> None:
+def write_pool(folder: Path, truth: Path, count: int = 480, seed: int = POOL_SEED) -> None:
     """The unlabelled pool (column text alone), and its truth in a file apart that only evaluation reads."""
     pairs = pool_scenes(count, seed)
     kinds = [

@@ -14,8 +14,9 @@ from safetune.hgr.training import teacher_targets
 def test_loss_by_hand() -> None:
     predicted, target = torch.full((2, 1, 1, 2), 2.0), torch.zeros(2, 1, 1, 2)
     norm = torch.tensor([9.0, 1.0])
-    loss, scalars = redirection_loss(predicted, target, norm, torch.tensor([True, False]), 3.0, 0.1)
-    assert loss.tolist() == pytest.approx([4.0, 3 * 4.0 + 0.1 * 1.0])
+    harmful, weight = torch.tensor([True, False]), torch.tensor([1.0, 0.5])
+    loss, scalars = redirection_loss(predicted, target, norm, harmful, 3.0, 0.1, weight)
+    assert loss.tolist() == pytest.approx([4.0, 3 * 0.5 * 4.0 + 0.1 * 1.0])
     assert scalars["clean_delta"].item() == pytest.approx(1.0)
     assert scalars["harmful_delta"].item() == pytest.approx(3.0)
     assert scalars["harmful_error"].item() == pytest.approx(4.0)
