@@ -57,7 +57,8 @@ def demo_stages(out: Path, quick: bool) -> list[Stage]:
     )
     results, redirector = out / "evaluation" / "results.json", hgr / "hgr"
     count = ["--count", "96"] if quick else []
-    steps = ["--steps", "40"] if quick else []
+    hgr_steps = ["--steps", "120"] if quick else []
+    steps = ["--steps", "4"] if quick else []
     prompts = ["--prompts", "2"] if quick else []
     data = ["--data", str(pairs), "--output_dir", str(hgr)]
     labelled = ["--data", str(pool), "--hgr", str(redirector), "--output_dir", str(run)]
@@ -72,7 +73,7 @@ def demo_stages(out: Path, quick: bool) -> list[Stage]:
     return [
         Stage("hgr-pairs", pairs, lambda: safetune("tinysd-data", "hgr-pairs", str(pairs), *count)),
         Stage("pool", pool, lambda: safetune("tinysd-data", "pool", str(pool), *count)),
-        Stage("train-hgr", redirector, lambda: launch("train_hgr.py", "tinysd_hgr.yaml", *data, *steps)),
+        Stage("train-hgr", redirector, lambda: launch("train_hgr.py", "tinysd_hgr.yaml", *data, *hgr_steps)),
         Stage(
             "label",
             pool / "labels" / "labels.json",

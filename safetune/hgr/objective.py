@@ -17,8 +17,8 @@ def redirection_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L2 to the HGR target, heavier on clean prompts, with a small squared norm of delta on clean ones.
 
-    eps (B, C, h, w), delta_norm (B,) the squared norm of delta, harmful (B,) bool, timestep_weight (B,); returns the loss (B,) and
-    detached means.
+    eps (B, C, h, w), delta_norm (B,) the squared norm of delta, harmful (B,) bool, timestep_weight (B,);
+    returns the loss (B,) and detached means.
     """
     error = mse_per_sample(eps_redirected, target) * timestep_weight
     loss = torch.where(harmful, error, clean_weight * error + delta_weight * delta_norm)
