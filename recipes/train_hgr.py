@@ -51,7 +51,7 @@ class HGRConfig:
     """Optimizer steps."""
     batch_size: int = 16
     """Pairs per step and process; half harmful, half clean."""
-    lr: float = 2e-3
+    lr: float = 1.5e-3
     """Peak learning rate, warmed up over 5% of the steps and decayed by a cosine."""
     guidance_scale: float = 5.0
     """Guidance scale w (more than 1) that the target is exact for."""
@@ -61,6 +61,9 @@ class HGRConfig:
     """Weight of the error on clean prompts."""
     delta_weight: float = 0.002
     """Weight of the squared norm of delta on clean prompts."""
+    clean_ramp: float = 0.4
+    """Share of the steps over which both clean weights rise from zero; from the start they would hold delta at
+    zero for harmful concepts that are not found yet."""
     weight_cap: float = 50.0
     """Largest loss weight of a timestep; weights are 1 / a_t, so that noisy timesteps count too."""
     seed: int = 0
@@ -156,13 +159,14 @@ def main() -> None:
             )
             delta = Conditioning(*hgr(batch.embeds))
             predicted = backbone.predict(noisy, t, shift(null, delta))
+        ramp = min(1.0, step / max(1.0, config.clean_ramp * config.steps))
         loss, scalars = redirection_loss(
             predicted,
             target,
             squared_norm(delta),
             harmful,
-            config.clean_weight,
-            config.delta_weight,
+            config.clean_weight * ramp,
+            config.delta_weight * ramp,
             signal_weight(t, backbone.alphas_cumprod, config.weight_cap),
         )
         accelerator.backward(loss.mean())
