@@ -64,8 +64,8 @@ def pair_scores(
 def normalise_concepts(improvement: Tensor) -> Tensor:
     """Improvements (N, K) in units of each concept's own spread over the pool (median and quartiles).
 
-    The lower half sets the spread: a pool's clean pairs lie there whatever its share of harmful ones. A concept
-    that the redirector never learned has next to none, so no spread counts below a fifth of the median one.
+    The lower half sets the spread: a pool's clean pairs lie there whatever its share of harmful ones. A
+    concept that was never learned has next to none, so no spread counts below a fifth of the median one.
     """
     median = improvement.median(0).values
     spread = median - improvement.quantile(0.25, dim=0)
