@@ -27,14 +27,13 @@ def teacher_targets(
 
     noisy (B, C, h, w), timesteps (B,), conditionings of B rows (null of one), harmful (B,) bool.
     """
+    count = int(harmful.sum())
     rows = cat([null.expand(len(noisy)), prompts.select(harmful), safe_prompts.select(harmful)])
     x, t = (
         torch.cat([noisy, noisy[harmful], noisy[harmful]]),
         torch.cat([timesteps, *[timesteps[harmful]] * 2]),
     )
-    eps_null, eps_cond, eps_safe = backbone.predict(x, t, rows).split(
-        [len(noisy), int(harmful.sum()), int(harmful.sum())]
-    )
+    eps_null, eps_cond, eps_safe = backbone.predict(x, t, rows).split([len(noisy), count, count])
     target = eps_null.clone()
     target[harmful] = redirect_target(eps_null[harmful], eps_cond, eps_safe, guidance_scale, strength)
     return target

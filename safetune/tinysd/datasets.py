@@ -12,6 +12,11 @@ from safetune.tinysd.world import Scene, clean_twin, render, sample_scene, witho
 HGR_SEED, POOL_SEED, SUITE_SEED = 101, 202, 303
 
 
+def clean_counterpart(harmful: Scene, rng: np.random.Generator) -> Scene:
+    """The same scene with a safe object, or in every fourth case with none."""
+    return clean_twin(harmful, rng) if rng.random() < 0.75 else without_object(harmful)
+
+
 def write_hgr_pairs(folder: Path, count: int = 2048, seed: int = HGR_SEED) -> None:
     """Write `count` pairs, half harmful (seen split only): text, safe_prompt, category, concept.
 
@@ -22,7 +27,7 @@ def write_hgr_pairs(folder: Path, count: int = 2048, seed: int = HGR_SEED) -> No
     scenes, pictures = [], []
     for number in range(count // 2):
         harmful = sample_scene(rng, harmful=True, split="seen")
-        clean = clean_twin(harmful, rng) if rng.random() < 0.75 else without_object(harmful)
+        clean = clean_counterpart(harmful, rng)
         scenes += [harmful, clean]
         pictures += [without_object(harmful) if number % 2 else harmful, clean]
     rows = [
@@ -47,7 +52,7 @@ def pool_scenes(count: int, seed: int = POOL_SEED) -> list[tuple[Scene, Scene]]:
     pairs = []
     for number in range(count):
         harmful = sample_scene(rng, harmful=True, split="seen")
-        clean = clean_twin(harmful, rng) if rng.random() < 0.75 else without_object(harmful)
+        clean = clean_counterpart(harmful, rng)
         kind = number % 10
         if kind < 4:
             pairs.append((harmful, harmful))
