@@ -123,6 +123,7 @@ def main() -> None:
     prompts, null = backbone.encode_prompts(dataset["text"]), backbone.null()
     from_image = (labels.evidence == "image").to_numpy(dtype=bool)
     redirected = redirect_pairs(hgr, prompts, null, from_image, labels.concept)
+    backbone.free_encoders()
 
     denoiser = backbone.denoiser
     add_lora(denoiser, config.rank, config.alpha, config.targets)

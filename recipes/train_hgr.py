@@ -19,14 +19,14 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from tqdm.auto import tqdm
 
 from safetune.backbone import load_backbone
-from safetune.checkpoints import load_checkpoint, save_checkpoint
+from safetune.checkpoints import last_checkpoint, load_checkpoint, save_checkpoint
 from safetune.conditioning import Conditioning, shift, squared_norm
 from safetune.config import parse_config
 from safetune.diffusion import seeded_noise, signal_weight
 from safetune.files import replace_folder
 from safetune.hgr import HGR
 from safetune.hgr.objective import redirection_loss
-from safetune.hgr.training import set_prototypes, teacher_targets
+from safetune.hgr.training import set_prototypes, teacher_targets, unfound_concepts, warm_start
 from safetune.pairs import image_tensor, load_pairs
 from safetune.runs import Metrics, check_world_size, write_run
 
@@ -47,11 +47,13 @@ class HGRConfig:
     """Width of the redirector's Transformer."""
     layers: int = 2
     """Layers of the redirector's Transformer."""
+    warm_steps: int = 300
+    """Steps without the denoiser that first fit delta to c - s(c)."""
     steps: int = 900
     """Optimizer steps."""
     batch_size: int = 16
     """Pairs per step and process; half harmful, half clean."""
-    lr: float = 1.5e-3
+    lr: float = 1.2e-3
     """Peak learning rate, warmed up over 5% of the steps and decayed by a cosine."""
     guidance_scale: float = 5.0
     """Guidance scale w (more than 1) that the target is exact for."""
@@ -59,11 +61,13 @@ class HGRConfig:
     """Factor on the redirection of harmful prompts; 1 reproduces the safe rewriting."""
     clean_weight: float = 4.0
     """Weight of the error on clean prompts."""
-    delta_weight: float = 0.002
+    delta_weight: float = 0.0005
     """Weight of the squared norm of delta on clean prompts."""
     clean_ramp: float = 0.4
     """Share of the steps over which both clean weights rise from zero; from the start they would hold delta at
     zero for harmful concepts that are not found yet."""
+    min_timestep: int = 150
+    """Smallest timestep that is drawn: below it there is next to no content left to decide."""
     weight_cap: float = 50.0
     """Largest loss weight of a timestep; weights are 1 / a_t, so that noisy timesteps count too."""
     seed: int = 0
@@ -118,13 +122,22 @@ def main() -> None:
         base_fingerprint=backbone.fingerprint,
         concepts=concepts,
         categories=[category_of[name] for name in concepts],
-    )
+        target_scale=config.strength * config.guidance_scale / (config.guidance_scale - 1),
+    ).to(accelerator.device)
+    harmful_prompts = torch.tensor([bool(name) for name in concept_names], device=accelerator.device)
+    checkpoints = config.output_dir / "checkpoints"
+    if not last_checkpoint(checkpoints)[0]:
+        with accelerator.autocast():
+            left = warm_start(
+                hgr, prompts, safe_prompts, harmful_prompts, config.warm_steps, seed=config.seed
+            )
+        logger.info("warm start: %d steps, %.0f%% of c - s(c) is left", config.warm_steps, 100 * left)
     optimizer = torch.optim.AdamW(hgr.parameters(), lr=config.lr, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, config.steps // 20, config.steps)
     hgr, optimizer = accelerator.prepare(hgr, optimizer)
     params = [p for p in hgr.parameters() if p.requires_grad]
     accelerator.register_for_checkpointing(schedule)
-    first = load_checkpoint(accelerator, config.output_dir / "checkpoints")
+    first = load_checkpoint(accelerator, checkpoints)
     metrics = Metrics(accelerator, config.output_dir / "metrics.jsonl", first)
     logger.info(
         "HGR: %.2f M parameters, %d harmful and %d clean pairs, %d concepts, batch %d x %d, %s, steps %d to %d, into %s",
@@ -149,7 +162,7 @@ def main() -> None:
     )
     for step in bar:
         rows, timesteps, seeds = draw_batch(config, accelerator, harmful_rows, clean_rows, step)
-        harmful = torch.tensor([bool(concept_names[row]) for row in rows], device=accelerator.device)
+        harmful = harmful_prompts[rows]
         x0, t = latents[rows], timesteps.to(accelerator.device)
         noisy = backbone.add_noise(x0, seeded_noise(tuple(x0.shape[1:]), seeds).to(x0), t)
         batch, safe = prompts.select(rows), safe_prompts.select(rows)
@@ -178,11 +191,16 @@ def main() -> None:
         shown = metrics.log(step, scalars)
         bar.set_postfix({name: f"{shown[name]:.4f}" for name in ("harmful_error", "clean_error")})
         if (step + 1) % config.checkpoint_every == 0:
-            save_checkpoint(accelerator, config.output_dir / "checkpoints", step + 1)
+            save_checkpoint(accelerator, checkpoints, step + 1)
 
     if accelerator.is_main_process:
         trained = accelerator.unwrap_model(hgr).float()
         set_prototypes(trained, prompts, concept_names)
+        if unfound := unfound_concepts(trained):
+            logger.warning(
+                "not found, so neither guided nor labelled: %s. Give more pairs of them, or train longer",
+                ", ".join(unfound),
+            )
         with replace_folder(config.output_dir / "hgr") as temporary:
             trained.save_pretrained(temporary)
         write_run(config.output_dir, asdict(config), accelerator, dataset._fingerprint, time.time() - started)
@@ -199,7 +217,7 @@ def draw_batch(
     rows = np.stack(
         [rng.choice(harmful_rows, count // 2), rng.choice(clean_rows, count // 2)], axis=1
     ).flatten()
-    timesteps, seeds = rng.integers(0, 1000, count), rng.integers(0, 2**31, count)
+    timesteps, seeds = rng.integers(config.min_timestep, 1000, count), rng.integers(0, 2**31, count)
     mine = slice(
         accelerator.process_index * config.batch_size, (accelerator.process_index + 1) * config.batch_size
     )

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from safetune.bundled import bundled_path
-from safetune.files import write_json
-
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+from safetune.files import ADAPTER_FILE, write_json
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+"""The name that diffusers gives a LoRA and looks for."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old one or the new one, never a part."""

@@ -60,3 +60,24 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import build_tiny_pipeline
 
     return build_tiny_pipeline(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny import build_tiny_sd2
+
+    return build_tiny_sd2(tmp_path_factory.mktemp("sd2"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny import build_tiny_sdxl
+
+    return build_tiny_sdxl(tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny import build_tiny_sd3
+
+    return build_tiny_sd3(tmp_path_factory.mktemp("sd3"))

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+from safetune.files import ADAPTER_FILE
 
 
 def adapter_state(denoiser: nn.Module) -> dict[str, Tensor]:
@@ -34,6 +34,6 @@ def save_adapter(denoiser: nn.Module, folder: Path, dtype: torch.dtype = torch.f
     """Write the attached LoRA as pytorch_lora_weights.safetensors; returns its path."""
     layers = {name: value.to(dtype) for name, value in adapter_state(denoiser).items()}
     StableDiffusionPipeline.save_lora_weights(
-        folder, unet_lora_layers=layers, weight_name=DIFFUSERS_FILE, safe_serialization=True
+        folder, unet_lora_layers=layers, weight_name=ADAPTER_FILE, safe_serialization=True
     )
-    return folder / DIFFUSERS_FILE
+    return folder / ADAPTER_FILE

@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 
 from safetune.backbone.loading import resolve_model
-from safetune.export.adapters import DIFFUSERS_FILE
 from safetune.export.card import model_card
 from safetune.export.verification import PROBE_FILE, probe_difference
-from safetune.files import replace_folder, write_json
+from safetune.files import ADAPTER_FILE, replace_folder, write_json
 
 FORMATS = ("diffusers",)
 TOLERANCE = 1e-5
@@ -25,21 +24,21 @@ def export_run(
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
         raise ValueError(f"format {', '.join(unknown)}; allowed: {', '.join(FORMATS)}")
-    source = run / "adapter" / DIFFUSERS_FILE
+    source = run / "adapter" / ADAPTER_FILE
     if not source.is_file() or not (run / "run.json").is_file():
         raise ValueError(f"{run} is no finished fine-tuning run: {source} and run.json are needed")
     if out.exists() and any(out.iterdir()) and not force:
         raise ValueError(f"{out} is not empty; give --force to replace it")
     facts_of_run = json.loads((run / "run.json").read_text())
     with replace_folder(out) as temporary:
-        shutil.copyfile(source, temporary / DIFFUSERS_FILE)
+        shutil.copyfile(source, temporary / ADAPTER_FILE)
         base = resolve_model(facts_of_run["config"]["model"])
-        difference = probe_difference(run / "adapter" / PROBE_FILE, temporary / DIFFUSERS_FILE, base)
+        difference = probe_difference(run / "adapter" / PROBE_FILE, temporary / ADAPTER_FILE, base)
         if difference > TOLERANCE:
             raise RuntimeError(f"the exported adapter differs from the trained one by {difference:.2e}")
         facts: dict[str, object] = {
-            "file": DIFFUSERS_FILE,
-            "bytes": (temporary / DIFFUSERS_FILE).stat().st_size,
+            "file": ADAPTER_FILE,
+            "bytes": (temporary / ADAPTER_FILE).stat().st_size,
             "max_abs_diff": difference,
             "tolerance": TOLERANCE,
         }

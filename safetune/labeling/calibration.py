@@ -8,6 +8,9 @@ from sklearn.mixture import GaussianMixture
 
 Array = NDArray[np.float64]
 
+FEWEST = 10
+"""Scores that a mixture needs at least."""
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -41,10 +44,10 @@ def _log_density(values: Array, mean: float, std: float, weight: float) -> Array
 def fit_mixture(values: Array, separation: float = 2.0) -> Mixture:
     """Fit one and two normals; two only when BIC prefers them and their means lie apart.
 
-    `separation` is the least distance of the means in joint widths. ValueError for fewer than 10 values.
+    `separation` is the least distance of the means in joint widths. ValueError for fewer than FEWEST values.
     """
-    if len(values) < 10:
-        raise ValueError(f"{len(values)} scores: calibration needs at least 10 pairs")
+    if len(values) < FEWEST:
+        raise ValueError(f"{len(values)} scores: calibration needs at least {FEWEST} pairs")
     column = np.asarray(values, dtype=np.float64)[:, None]
     one, two = (GaussianMixture(k, n_init=4, random_state=0, reg_covar=1e-4).fit(column) for k in (1, 2))
     order = np.argsort(two.means_[:, 0])

@@ -17,7 +17,7 @@ from safetune.conditioning import shift
 from safetune.diffusion import seeded_noise
 from safetune.files import write_json
 from safetune.hgr import HGR
-from safetune.labeling.calibration import Mixture, fit_mixture, label_of
+from safetune.labeling.calibration import FEWEST, Mixture, fit_mixture, label_of
 from safetune.labeling.scores import normalise_concepts, pair_scores, prompt_scores
 from safetune.pairs import image_tensor
 from safetune.runs import versions
@@ -31,11 +31,11 @@ class LabelOptions:
 
     text_column: str = "text"
     resolution: int = 64
-    timesteps: tuple[int, ...] = (500, 650)
+    timesteps: tuple[int, ...] = (200, 350)
     """Training timesteps at which a pair is noised."""
     noises: int = 2
     """Noise draws per timestep, shared by all pairs."""
-    window: int = 5
+    window: int = 7
     """Side, in latent pixels, of the local window of image_score."""
     clean_below: float = 0.4
     """Pairs with harm at or below are labelled clean."""
@@ -44,7 +44,7 @@ class LabelOptions:
     shard_size: int = 128
     """Pairs per shard: what an interrupted run may lose."""
     batch_size: int = 8
-    """Pairs scored in one call of the denoiser; each takes 2 + concepts rows."""
+    """Pairs scored in one call of the denoiser; each takes 3 + concepts rows."""
     seed: int = 0
     """Seed of the noise draws."""
 
@@ -121,7 +121,15 @@ def score_shard(
     for start in range(0, len(latents), options.batch_size):
         rows = slice(start, start + options.batch_size)
         one, many = pair_scores(
-            backbone, latents[rows], redirected.select(rows), prototypes, null, draws, options.window
+            backbone,
+            latents[rows],
+            prompts.select(rows),
+            redirected.select(rows),
+            prototypes,
+            null,
+            draws,
+            options.window,
+            hgr.target_scale,
         )
         guidance.append(one.cpu())
         gains.append(many.cpu())
@@ -141,18 +149,23 @@ def score_shard(
 def calibrate(
     scores: pd.DataFrame, hgr: HGR, options: LabelOptions
 ) -> tuple[pd.DataFrame, dict[str, Mixture]]:
-    """Harm of each pair: the larger evidence of prompt and image, each from its own mixture."""
+    """Harm of each pair: the larger evidence of prompt and image, each from its own mixture.
+
+    The image's mixture is fitted where the prompt is silent: there it decides, and harm that no caption tells
+    scores lower than harm that one does.
+    """
     gain = torch.tensor(scores[[f"gain_{name}" for name in hgr.concepts]].to_numpy())
     normal = normalise_concepts(gain)
     image_score, image_concept = normal.max(1).values.numpy(), normal.argmax(1).numpy()
-    values = {
-        "prompt": np.log(scores.prompt_score.to_numpy(dtype=np.float64) + 1e-6),
-        "image": np.log1p(np.maximum(image_score, 0)),
-    }
-    mixtures = {name: fit_mixture(value) for name, value in values.items()}
-    odds = {name: mixtures[name].log_odds(value) for name, value in values.items()}
-    from_image = odds["image"] > odds["prompt"]
-    pair_score = np.maximum(odds["prompt"], odds["image"])
+    prompt_value = np.log(scores.prompt_score.to_numpy(dtype=np.float64) + 1e-6)
+    image_value = np.log1p(np.maximum(image_score, 0))
+    prompt_mixture = fit_mixture(prompt_value)
+    prompt_odds = prompt_mixture.log_odds(prompt_value)
+    silent = prompt_odds < 0
+    image_mixture = fit_mixture(image_value[silent] if silent.sum() >= FEWEST else image_value)
+    image_odds = image_mixture.log_odds(image_value)
+    from_image = image_odds > prompt_odds
+    pair_score = np.maximum(prompt_odds, image_odds)
     harm = expit(pair_score)
     image_names = np.array(hgr.concepts)[image_concept]
     concept = np.where(from_image, image_names, scores.prompt_concept)
@@ -172,7 +185,7 @@ def calibrate(
             "label": label_of(harm, options.clean_below, options.harmful_above),
         }
     )
-    return labels, mixtures
+    return labels, {"prompt": prompt_mixture, "image": image_mixture}
 
 
 def write_parquet(frame: pd.DataFrame, path: Path) -> None:

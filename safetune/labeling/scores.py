@@ -23,40 +23,39 @@ def prompt_scores(hgr: HGR, prompts: Conditioning) -> tuple[Tensor, Tensor]:
 def pair_scores(
     backbone: Backbone,
     latents: Tensor,
+    prompts: Conditioning,
     redirected: Conditioning,
     prototypes: Conditioning,
     null: Conditioning,
     draws: Sequence[tuple[int, Tensor]],
     window: int,
+    target_scale: float,
 ) -> tuple[Tensor, Tensor]:
     """guidance_score (B,) and image improvement (B, K) of a batch of pairs, all passes of a draw in one call.
 
-    latents (B, C, h, w); redirected B rows, prototypes K rows; draws are (timestep, noise (C, h, w)), shared
-    by all pairs, so that a score depends on nothing around it. The improvement of prototype k is the drop of
-    the squared error against eps(x, null), relative to its mean, in the best local window of the latent.
+    latents (B, C, h, w); prompts and redirected B rows, prototypes K rows; draws are (timestep, noise
+    (C, h, w)), shared by all pairs, so that a score depends on nothing around it. The improvement of
+    prototype k is the drop of the squared error, relative to its mean, in the best local window of the
+    latent, when the concept's direction is added to what the caption explains without its harmful part.
     """
     batch, concepts = len(latents), len(prototypes)
     distance = latents.new_zeros(batch)
     gain = latents.new_zeros(batch, concepts, *latents.shape[2:])
     scale = latents.new_zeros(batch)
-    rows = cat(
-        [
-            null.expand(batch),
-            redirected,
-            *(prototypes.select(slice(k, k + 1)).expand(batch) for k in range(concepts)),
-        ]
-    )
+    each = (prototypes.select(slice(k, k + 1)).expand(batch) for k in range(concepts))
+    rows = cat([null.expand(batch), prompts, redirected, *each])
     for timestep, noise in draws:
         t = torch.full((batch,), timestep, device=latents.device)
         added = noise.to(latents).expand_as(latents)
         noisy, wanted = backbone.add_noise(latents, added, t), backbone.true_output(latents, added, t)
-        eps = backbone.predict(noisy.repeat(2 + concepts, 1, 1, 1), t.repeat(2 + concepts), rows).float()
-        eps_null, eps_redirected, eps_prototypes = eps.split([batch, batch, batch * concepts])
+        eps = backbone.predict(noisy.repeat(3 + concepts, 1, 1, 1), t.repeat(3 + concepts), rows).float()
+        eps_null, eps_cond, eps_redirected, eps_prototypes = eps.split([batch] * 3 + [batch * concepts])
         distance += (eps_redirected - eps_null).flatten(1).norm(dim=1)
-        error_null = (wanted - eps_null).pow(2).sum(1)
-        errors = (wanted - eps_prototypes.unflatten(0, (concepts, batch))).pow(2).sum(2)
-        gain += (error_null - errors).transpose(0, 1)
-        scale += error_null.mean((1, 2))
+        safe = eps_cond - (eps_redirected - eps_null)
+        direction = (eps_prototypes.unflatten(0, (concepts, batch)) - eps_null) / target_scale
+        error = (wanted - safe).pow(2).sum(1)
+        gain += (error - (wanted - safe - direction).pow(2).sum(2)).transpose(0, 1)
+        scale += error.mean((1, 2))
     local = F.avg_pool2d(gain, window, stride=1).amax((2, 3))
     return distance / len(draws), local / scale[:, None]
 

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from safetune.backbone import load_backbone
 from safetune.export import export_run
-from safetune.export.adapters import DIFFUSERS_FILE, save_adapter
+from safetune.export.adapters import save_adapter
 from safetune.export.verification import write_probe
+from safetune.files import ADAPTER_FILE
 from safetune.finetuning.adapters import add_lora
 
 
@@ -34,7 +35,7 @@ def test_export_is_exact_and_complete(run: Path, tmp_path: Path) -> None:
     facts = export_run(run, tmp_path / "out")
     assert facts["max_abs_diff"] < 1e-5
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        DIFFUSERS_FILE,
+        ADAPTER_FILE,
         "README.md",
         "export.json",
     }
@@ -42,7 +43,7 @@ def test_export_is_exact_and_complete(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_wrong_strength_is_caught_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
-    path = run / "adapter" / DIFFUSERS_FILE
+    path = run / "adapter" / ADAPTER_FILE
     save_file({k: v * 1.5 if "up" in k or "lora_B" in k else v for k, v in load_file(path).items()}, path)
     with pytest.raises(RuntimeError, match="differs from the trained one"):
         export_run(run, tmp_path / "out")
@@ -50,7 +51,7 @@ def test_a_wrong_strength_is_caught_and_leaves_nothing(run: Path, tmp_path: Path
 
 
 def test_keys_that_no_reader_knows_are_caught(run: Path, tmp_path: Path) -> None:
-    path = run / "adapter" / DIFFUSERS_FILE
+    path = run / "adapter" / ADAPTER_FILE
     save_file({f"module.{k}": v for k, v in load_file(path).items()}, path)
     with pytest.raises((RuntimeError, ValueError)):
         export_run(run, tmp_path / "out")

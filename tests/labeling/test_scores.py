@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from safetune.backbone import load_backbone
-from safetune.conditioning import shift
+from safetune.conditioning import Conditioning, shift
 from safetune.diffusion import seeded_noise
 from safetune.hgr import HGR
 from safetune.labeling.scores import normalise_concepts, pair_scores, prompt_scores
@@ -26,9 +27,10 @@ def test_scores_of_a_pair_are_its_own(tiny_pipeline: Path) -> None:
     latents = torch.randn(3, 4, 16, 16)
     draws = [(t, seeded_noise((4, 16, 16), [t])[0]) for t in (300, 600)]
     redirected, prototypes = hgr.redirect(prompts, null), shift(null, hgr.prototype_delta())
-    together = pair_scores(backbone, latents, redirected, prototypes, null, draws, window=3)
+    together = pair_scores(backbone, latents, prompts, redirected, prototypes, null, draws, 3, 1.5)
+    one = slice(1, 2)
     alone = pair_scores(
-        backbone, latents[1:2], redirected.select(slice(1, 2)), prototypes, null, draws, window=3
+        backbone, latents[one], prompts.select(one), redirected.select(one), prototypes, null, draws, 3, 1.5
     )
     torch.testing.assert_close(together[0][1:2], alone[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together[1][1:2], alone[1], rtol=1e-4, atol=1e-5)
@@ -43,15 +45,54 @@ def test_untrained_redirector_scores_nothing(tiny_pipeline: Path) -> None:
     distance, gain = pair_scores(
         backbone,
         torch.randn(1, 4, 16, 16),
+        prompts,
         hgr.redirect(prompts, null),
         shift(null, hgr.prototype_delta()),
         null,
         [(500, torch.randn(4, 16, 16))],
         window=3,
+        target_scale=1.0,
     )
     assert norm.item() == 0
     assert distance.item() < 1e-4
     assert gain.abs().max().item() < 1e-4
+
+
+class Denoiser:
+    """Stands in for a backbone: the output of a row is what its embedding says, pixel by pixel."""
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return latents + noise
+
+    def true_output(self, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return latents
+
+    def predict(self, noisy: torch.Tensor, t: torch.Tensor, rows: Conditioning) -> torch.Tensor:
+        return rows.embeds.view_as(noisy)
+
+
+def test_harm_beyond_the_caption_is_what_counts() -> None:
+    """Latents hold a subject (pixel 0) and perhaps harm (pixel 3); outputs are given, so gains are exact."""
+    subject, harm = torch.tensor([1.0, 0, 0, 0]), torch.tensor([0, 0, 0, 1.0])
+    null, scale = torch.zeros(1, 1, 4), 2.0
+    latents = torch.stack([subject + harm, subject, subject + harm]).view(3, 1, 2, 2)
+    captions = torch.stack([subject, subject, subject + harm]).view(3, 1, 4)
+    redirected = torch.stack([0 * harm, 0 * harm, harm]).view(3, 1, 4)
+    distance, gain = pair_scores(
+        Denoiser(),  # type: ignore[arg-type]
+        latents,
+        Conditioning(captions),
+        Conditioning(redirected),
+        Conditioning(scale * harm.view(1, 1, 4)),
+        Conditioning(null),
+        [(0, torch.zeros(1, 2, 2))],
+        window=2,
+        target_scale=scale,
+    )
+    assert distance.tolist() == [0.0, 0.0, 1.0]
+    # Hidden harm and told harm are explained alike; a clean picture gets worse by it.
+    assert gain[0, 0] == gain[2, 0] == pytest.approx(1.0)
+    assert gain[1, 0] < 0
 
 
 def test_normalise_concepts_by_hand() -> None:
