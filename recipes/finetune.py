@@ -32,6 +32,7 @@ from safetune.finetuning.objective import teacher_targets, unlearning_loss
 from safetune.hgr import HGR
 from safetune.labeling.labeler import read_labels
 from safetune.pairs import image_tensor, load_pairs
+from safetune.precision import resolve_precision
 from safetune.runs import Metrics, check_world_size, write_run
 
 logger = logging.getLogger("finetune")
@@ -77,8 +78,8 @@ class FinetuneConfig:
     """Largest loss weight of a timestep; weights are 1 / a_t, so that noisy timesteps count too."""
     seed: int = 0
     """Seed of weights, order, timesteps and noise."""
-    mixed_precision: str = "bf16"
-    """no, fp16 or bf16."""
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """Precision of the passes; auto takes what the hardware is fast in."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
 
@@ -96,7 +97,7 @@ class FinetuneConfig:
 def main() -> None:
     config = parse_config(FinetuneConfig, __doc__ or "")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = Accelerator(mixed_precision=resolve_precision(config.mixed_precision))
     check_world_size(accelerator)
     set_seed(config.seed)
     started = time.time()
@@ -144,7 +145,7 @@ def main() -> None:
         eta,
         config.batch_size,
         accelerator.num_processes,
-        config.mixed_precision,
+        accelerator.mixed_precision,
         first,
         config.steps,
         config.output_dir,

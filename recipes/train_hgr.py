@@ -10,6 +10,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from safetune.hgr import HGR
 from safetune.hgr.objective import redirection_loss
 from safetune.hgr.training import set_prototypes, teacher_targets, unfound_concepts, warm_start
 from safetune.pairs import image_tensor, load_pairs
+from safetune.precision import resolve_precision
 from safetune.runs import Metrics, check_world_size, write_run
 
 logger = logging.getLogger("train_hgr")
@@ -72,8 +74,8 @@ class HGRConfig:
     """Largest loss weight of a timestep; weights are 1 / a_t, so that noisy timesteps count too."""
     seed: int = 0
     """Seed of weights, order, timesteps and noise."""
-    mixed_precision: str = "bf16"
-    """no, fp16 or bf16."""
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """Precision of the passes; auto takes what the hardware is fast in."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
 
@@ -89,7 +91,7 @@ class HGRConfig:
 def main() -> None:
     config = parse_config(HGRConfig, __doc__ or "")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = Accelerator(mixed_precision=resolve_precision(config.mixed_precision))
     check_world_size(accelerator)
     set_seed(config.seed)
     started = time.time()
@@ -147,7 +149,7 @@ def main() -> None:
         len(concepts),
         config.batch_size,
         accelerator.num_processes,
-        config.mixed_precision,
+        accelerator.mixed_precision,
         first,
         config.steps,
         config.output_dir,

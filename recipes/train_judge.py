@@ -6,6 +6,7 @@ accelerate launch --config_file launch/cpu.yaml recipes/train_judge.py --config 
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 
 from safetune.config import parse_config
 from safetune.files import replace_folder
+from safetune.precision import resolve_precision
 from safetune.tinysd.judge import (
     CLASSES,
     Judge,
@@ -43,8 +45,8 @@ class JudgeConfig:
     """Rendered scenes per step."""
     lr: float = 2e-3
     """Peak learning rate, warmed up and decayed by a cosine."""
-    mixed_precision: str = "bf16"
-    """no, fp16 or bf16."""
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """Precision of the passes; auto takes what the hardware is fast in."""
     fresh: int = 2000
     """Fresh renders that the accuracy is measured on, without augmentation."""
 
@@ -52,7 +54,7 @@ class JudgeConfig:
 def main() -> None:
     config = parse_config(JudgeConfig, __doc__ or "")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = Accelerator(mixed_precision=resolve_precision(config.mixed_precision))
     set_seed(config.seed)
     judge = Judge()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=config.lr, weight_decay=1e-2)

@@ -40,9 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     label.add_argument("--text-column", default="text", help="column of the captions (default: %(default)s)")
     label.add_argument(
         "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        default="bfloat16",
-        help="precision of the base model (default: %(default)s)",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="precision of the base model (default: what the hardware is fast in)",
     )
     label.add_argument("--resolution", type=int, default=64, help="pixels a side (default: %(default)s)")
 
@@ -102,13 +102,15 @@ def run_label(args: argparse.Namespace) -> None:
     from safetune.hgr import HGR
     from safetune.labeling.labeler import LabelOptions, label_pairs
     from safetune.pairs import load_pairs
+    from safetune.precision import fast_dtype
 
     options = LabelOptions(text_column=args.text_column, resolution=args.resolution)
     dataset = load_pairs(args.data, args.text_column)
     folder = args.out or Path(args.data) / "labels"
     hgr = HGR.from_pretrained(args.hgr).eval().requires_grad_(False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone = load_backbone(args.model, device, getattr(torch, args.dtype))
+    dtype = fast_dtype(device) if args.dtype == "auto" else getattr(torch, args.dtype)
+    backbone = load_backbone(args.model, device, dtype)
     labels = label_pairs(backbone, hgr.to(device), dataset, folder, options)
     print(labels.groupby(["label", "category"]).size().unstack(0, fill_value=0).to_string())
     print(f"{len(labels)} pairs labelled; labels in {folder}")

@@ -2,20 +2,21 @@
 
 import hashlib
 
+import numpy as np
 import torch
 from torch import nn
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """16 hex digits of SHA-256 over names and bf16-rounded values: the same for a model in fp32 or bf16.
+    """16 hex digits of SHA-256 over the names, shapes and signs of all weights.
 
-    Read it before adapters are attached: they would count. fp16 rounds first, so a model published in fp32
-    and loaded in fp16 may read differently; one published in fp16 does not.
+    Rounding keeps signs, so a model reads the same in fp32, bf16 and fp16, whichever it was published in,
+    while training turns some of its many small weights round. Read it before adapters are attached: they
+    would count.
     """
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        if value.is_floating_point():
-            value = value.to(torch.bfloat16).view(torch.int16)
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(f"{name} {tuple(value.shape)} ".encode())
+        bits = torch.signbit(value.detach()).cpu().numpy()
+        digest.update(np.packbits(bits).tobytes())
     return digest.hexdigest()[:16]

@@ -20,6 +20,7 @@ from safetune.evaluation.suites import Cell
 from safetune.files import write_json
 from safetune.guidance import safecfg_negative
 from safetune.hgr import HGR
+from safetune.precision import fast_dtype
 
 SAMPLER = Path(__file__).with_name("plain_sampler.py")
 
@@ -30,11 +31,17 @@ class SamplingOptions:
 
     steps: int = 20
     guidance_scale: float = 5.0
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
+    """float32, bfloat16 or float16; auto becomes what the hardware is fast in."""
     batch_size: int = 64
     seeds: tuple[int, ...] = (0, 1, 2)
     processes: int = 0
     """Sampler processes at a time, one thread each; 0: one for each core up to 8, one in all on a GPU."""
+
+    def __post_init__(self) -> None:
+        if self.dtype == "auto":
+            dtype = fast_dtype("cuda" if torch.cuda.is_available() else "cpu")
+            object.__setattr__(self, "dtype", str(dtype).removeprefix("torch."))
 
     def process_count(self) -> int:
         """The number of sampler processes that `processes` stands for here."""
