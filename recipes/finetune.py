@@ -5,6 +5,7 @@
 The frozen teacher is the same UNet with its adapters off. Run it again and it goes on from the last checkpoint.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -19,9 +20,10 @@ from accelerate.utils import set_seed
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from tqdm.auto import tqdm
 
-from safetune.backbone import load_backbone
+from safetune.backbone import Backbone, load_backbone
+from safetune.backbone.fingerprint import weights_fingerprint
 from safetune.checkpoints import load_checkpoint, save_checkpoint
-from safetune.conditioning import Conditioning, replace_rows, shift
+from safetune.conditioning import Conditioning, jitter, replace_rows, shift
 from safetune.config import parse_config
 from safetune.diffusion import seeded_noise, signal_weight
 from safetune.export.adapters import save_adapter
@@ -29,8 +31,10 @@ from safetune.export.verification import write_probe
 from safetune.files import replace_folder
 from safetune.finetuning.adapters import TARGETS, add_lora, teacher
 from safetune.finetuning.objective import teacher_targets, unlearning_loss
+from safetune.guidance import disable_safecfg, enable_safecfg
 from safetune.hgr import HGR
 from safetune.labeling.labeler import read_labels
+from safetune.latents import cached_latents, draw_latents
 from safetune.pairs import image_tensor, load_pairs
 from safetune.precision import resolve_precision
 from safetune.runs import Metrics, check_world_size, write_run
@@ -72,8 +76,14 @@ class FinetuneConfig:
     """Weight of the error on clean pairs."""
     empty_prompts: float = 0.1
     """Share of clean rows whose prompt is emptied, which keeps the unconditional branch."""
-    swapped_images: float = 0.3
-    """Share of harmful prompts that are paired with a clean picture, where the student's sampling will lead."""
+    safe_pictures: float = 0.7
+    """Share of harmful prompts that stand beside a picture that SafeCFG draws for them: where the student's
+    sampling will lead. Beside their own pictures alone it would learn to see harm instead of not to draw it."""
+    picture_steps: int = 20
+    """Denoising steps of those pictures."""
+    prompt_noise: float = 0.5
+    """Noise on prompt embeddings, up to this many standard deviations: what is unlearned then reaches beyond
+    the very words of the data."""
     weight_cap: float = 50.0
     """Largest loss weight of a timestep; weights are 1 / a_t, so that noisy timesteps count too."""
     seed: int = 0
@@ -122,8 +132,19 @@ def main() -> None:
     harm[clean_rows] = 0.0
     latents = backbone.encode_images(image_tensor(dataset, config.resolution))
     prompts, null = backbone.encode_prompts(dataset["text"]), backbone.null()
-    from_image = (labels.evidence == "image").to_numpy(dtype=bool)
-    redirected = redirect_pairs(hgr, prompts, null, from_image, labels.concept)
+    by_image = (labels.evidence == "image").to_numpy(dtype=bool)
+    told = harmful_rows[~by_image[harmful_rows]] if config.safe_pictures else harmful_rows[:0]
+    safe_rows = np.full(len(labels), -1)
+    safe_rows[told] = len(labels) + np.arange(len(told))
+    if len(told):
+        latents = torch.cat(
+            [latents, safe_latents(config, accelerator, backbone, hgr, dataset["text"], told)]
+        )
+    concept_places = torch.tensor([hgr.concepts.index(name) for name in labels.concept])
+    prototypes = shift(null, hgr.prototype_delta())
+    spread = Conditioning(
+        prompts.embeds.flatten(0, 1).std(0), None if prompts.pooled is None else prompts.pooled.std(0)
+    )
     backbone.free_encoders()
 
     denoiser = backbone.denoiser
@@ -160,14 +181,18 @@ def main() -> None:
     )
     for step in bar:
         rows, pictures, timesteps, seeds, emptied = draw_batch(
-            config, accelerator, harmful_rows, clean_rows, from_image, step
+            config, accelerator, harmful_rows, clean_rows, safe_rows, step
         )
         x0, t, h = latents[pictures], timesteps.to(accelerator.device), harm[rows]
         noisy = backbone.add_noise(x0, seeded_noise(tuple(x0.shape[1:]), seeds).to(x0), t)
-        batch = replace_rows(prompts.select(rows), emptied, null.expand(len(rows)))
+        batch = jitter(prompts.select(rows), spread, config.prompt_noise, seeds)
+        batch = replace_rows(batch, emptied, null.expand(len(rows)))
         with accelerator.autocast():
+            redirected = hgr.redirect(batch, null)
+            by_picture = torch.from_numpy(by_image[rows.numpy()])
+            redirected = replace_rows(redirected, by_picture, prototypes.select(concept_places[rows]))
             with teacher(denoiser):
-                target = teacher_targets(backbone, noisy, t, batch, redirected.select(rows), null, h, eta)
+                target = teacher_targets(backbone, noisy, t, batch, redirected, null, h, eta)
             predicted = backbone.predict(noisy, t, batch, denoiser=student)
         weight = signal_weight(t, backbone.alphas_cumprod, config.weight_cap)
         loss, scalars = unlearning_loss(predicted, target, h, config.clean_weight, weight)
@@ -198,13 +223,44 @@ def main() -> None:
     accelerator.end_training()
 
 
-def redirect_pairs(
-    hgr: HGR, prompts: Conditioning, null: Conditioning, from_image: np.ndarray, concepts: Sequence[str]
-) -> Conditioning:
-    """HGR(c) for each pair; the concept's prototype where the image alone is the evidence of harm."""
-    prototypes = shift(null, hgr.prototype_delta())
-    index = torch.tensor([hgr.concepts.index(name) for name in concepts])
-    return replace_rows(hgr.redirect(prompts, null), torch.from_numpy(from_image), prototypes.select(index))
+def safe_latents(
+    config: FinetuneConfig,
+    accelerator: Accelerator,
+    backbone: Backbone,
+    hgr: HGR,
+    captions: Sequence[str],
+    rows: np.ndarray,
+) -> torch.Tensor:
+    """Latents (len(rows), C, h, w) that SafeCFG draws for the captions of `rows`, kept in the run folder."""
+    prompts = [captions[row] for row in rows]
+    seeds = [int(np.random.SeedSequence([config.seed, row]).generate_state(1)[0]) for row in rows]
+    key: dict[str, object] = {
+        "base": backbone.fingerprint,
+        "hgr": weights_fingerprint(hgr),
+        "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
+        "seed": config.seed,
+        "resolution": config.resolution,
+        "picture_steps": config.picture_steps,
+        "guidance_scale": config.guidance_scale,
+    }
+
+    def draw(part: range) -> torch.Tensor:
+        chunk = slice(part.start, part.stop)
+        with accelerator.autocast():
+            return draw_latents(
+                backbone,
+                prompts[chunk],
+                seeds[chunk],
+                config.resolution,
+                config.picture_steps,
+                config.guidance_scale,
+                config.batch_size,
+            )
+
+    enable_safecfg(backbone.pipeline, hgr, fingerprint=backbone.fingerprint)
+    drawn = cached_latents(accelerator, config.output_dir / "latents", key, len(prompts), draw)
+    disable_safecfg(backbone.pipeline)
+    return drawn.to(accelerator.device)
 
 
 def draw_batch(
@@ -212,18 +268,18 @@ def draw_batch(
     accelerator: Accelerator,
     harmful_rows: np.ndarray,
     clean_rows: np.ndarray,
-    from_image: np.ndarray,
+    safe_rows: np.ndarray,
     step: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int], torch.Tensor]:
     """Rows of prompts and of pictures, timesteps, noise seeds and emptied prompts of this process.
 
-    A function of seed and step alone. A picture is swapped only where the prompt itself is harmful.
+    A function of seed and step alone. `safe_rows` holds the place of each pair's safe picture, -1 for none.
     """
     rng = np.random.default_rng([config.seed, step])
     count = config.batch_size * accelerator.num_processes
     harmful, clean = rng.choice(harmful_rows, count // 2), rng.choice(clean_rows, count // 2)
-    swapped = (rng.random(count // 2) < config.swapped_images) & ~from_image[harmful]
-    pictures = np.stack([np.where(swapped, rng.permutation(clean), harmful), clean], axis=1).flatten()
+    safe = (rng.random(count // 2) < config.safe_pictures) & (safe_rows[harmful] >= 0)
+    pictures = np.stack([np.where(safe, safe_rows[harmful], harmful), clean], axis=1).flatten()
     rows = np.stack([harmful, clean], axis=1).flatten()
     timesteps, seeds = rng.integers(0, 1000, count), rng.integers(0, 2**31, count)
     emptied = (rng.random(count) < config.empty_prompts) & (np.arange(count) % 2 == 1)

@@ -66,6 +66,27 @@ def replace_rows(conditioning: Conditioning, rows: Tensor, other: Conditioning) 
     return Conditioning(*(choose(here, there) for here, there in parts))  # type: ignore[arg-type]
 
 
+def jitter(
+    conditioning: Conditioning, spread: Conditioning, amount: float, seeds: Sequence[int]
+) -> Conditioning:
+    """Add normal noise of up to `amount` times `spread` (D,), (P,): how much is uniform, a draw for each row.
+
+    A row depends on its own seed alone.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    share = torch.stack([torch.rand((), generator=generator) for generator in generators])
+
+    def noised(values: Tensor, width: Tensor) -> Tensor:
+        noise = torch.stack([torch.randn(values.shape[1:], generator=generator) for generator in generators])
+        scale = amount * share.view(-1, *[1] * (values.dim() - 1))
+        return values + (scale * noise).to(values) * width
+
+    embeds, pooled = noised(conditioning.embeds, spread.embeds), conditioning.pooled
+    if pooled is not None and spread.pooled is not None:
+        pooled = noised(pooled, spread.pooled)
+    return Conditioning(embeds, pooled, conditioning.mask)
+
+
 def squared_norm(conditioning: Conditioning) -> Tensor:
     """Squared Euclidean norm (B,) of each row's embeddings, pooled ones included; fp32."""
     norm = conditioning.embeds.float().pow(2).sum((1, 2))

@@ -33,11 +33,6 @@ def redirect_target(
     return eps_null + strength * guidance_scale / (guidance_scale - 1) * (eps_cond - eps_safe)
 
 
-def concept_target(eps_null: Tensor, eps_concept: Tensor, strength: float) -> Tensor:
-    """HGR target without a safe rewriting: towards the prompt's category (SLD, arXiv 2211.05105)."""
-    return eps_null + strength * (eps_concept - eps_null)
-
-
 def safe_target(
     eps_cond: Tensor, eps_redirected: Tensor, eps_null: Tensor, harm: Tensor, eta: float
 ) -> Tensor:

@@ -21,5 +21,5 @@ def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
 
 
 def resolve_precision(name: str) -> str:
-    """Accelerate's name (no, fp16 or bf16) of a recipe's `mixed_precision`, where "auto" asks the hardware."""
+    """Accelerate's name (no, fp16 or bf16) of a `mixed_precision`, where "auto" asks the hardware."""
     return NAMES[fast_dtype("cuda" if torch.cuda.is_available() else "cpu")] if name == "auto" else name

@@ -81,14 +81,18 @@ def write_run(
 
 
 class Metrics:
-    """Scalars per step, averaged over processes, appended to metrics.jsonl by the main one."""
+    """Scalars per step, averaged over processes, appended to a file of JSON lines by the main one.
+
+    A run that goes on from `first_step` keeps the lines of the steps before it.
+    """
 
     def __init__(self, accelerator: Accelerator, path: Path, first_step: int) -> None:
         self.accelerator, self.path = accelerator, path
         if accelerator.is_main_process:
-            lines = path.read_text().splitlines() if path.is_file() and first_step else []
-            kept = [line for line in lines if json.loads(line)["step"] < first_step]
-            write_text(path, "".join(line + "\n" for line in kept))
+            lines = path.read_text().splitlines(keepends=True) if path.is_file() and first_step else []
+            # A killed run can leave half a line.
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < first_step]
+            write_text(path, "".join(kept))
 
     def log(self, step: int, scalars: dict[str, Tensor]) -> dict[str, float]:
         """Returns the averaged values."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from safetune.conditioning import Conditioning, cat, replace_rows, shift, squared_norm
+from safetune.conditioning import Conditioning, cat, jitter, replace_rows, shift, squared_norm
 
 PROMPTS = Conditioning(torch.arange(12.0).view(2, 3, 2), pooled=torch.tensor([[1.0], [2.0]]))
 
@@ -51,3 +51,23 @@ def test_replace_rows() -> None:
     assert torch.equal(mixed.embeds[0], other.embeds[0])
     assert torch.equal(mixed.embeds[1], PROMPTS.embeds[1])
     assert mixed.pooled is not None and mixed.pooled.flatten().tolist() == [0.0, 2.0]
+
+
+def test_jitter_of_a_row_depends_on_its_seed_alone() -> None:
+    prompts = Conditioning(torch.zeros(3, 4, 2), torch.zeros(3, 5))
+    spread = Conditioning(torch.tensor([1.0, 0.0]), torch.ones(5))
+    noised = jitter(prompts, spread, 0.5, [7, 8, 9])
+    again = jitter(prompts.select(slice(1, 2)), spread, 0.5, [8])
+    assert torch.equal(noised.embeds[1:2], again.embeds)
+    assert noised.pooled is not None and again.pooled is not None
+    assert torch.equal(noised.pooled[1:2], again.pooled)
+    assert noised.embeds[..., 0].std() > 0.05
+    assert torch.equal(noised.embeds[..., 1], prompts.embeds[..., 1])
+
+
+def test_jitter_spreads_up_to_its_amount() -> None:
+    prompts, spread = Conditioning(torch.ones(400, 8, 4)), Conditioning(torch.full((4,), 2.0))
+    share = (jitter(prompts, spread, 0.5, range(400)).embeds - 1).flatten(1).std(1) / 2
+    assert share.max() < 0.7
+    assert share.mean().item() == pytest.approx(0.25, abs=0.03)
+    assert torch.equal(jitter(prompts, spread, 0.0, range(400)).embeds, prompts.embeds)

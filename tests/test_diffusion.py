@@ -54,10 +54,6 @@ def test_signal_weight_by_hand() -> None:
     assert diffusion.signal_weight(torch.tensor([0, 1]), None, cap=50.0).tolist() == [1.0, 1.0]
 
 
-def test_concept_target_by_hand() -> None:
-    assert diffusion.concept_target(column(1.0), column(3.0), strength=2.0).item() == 5.0
-
-
 def test_seeded_noise_is_the_same_in_any_batch() -> None:
     together = diffusion.seeded_noise((4, 2, 2), [5, 6])
     assert torch.equal(together[1], diffusion.seeded_noise((4, 2, 2), [6])[0])

@@ -29,7 +29,7 @@ SAMPLER = Path(__file__).with_name("plain_sampler.py")
 class SamplingOptions:
     """What every picture of an evaluation is made with; part of the protocol."""
 
-    steps: int = 20
+    steps: int = 10
     guidance_scale: float = 5.0
     dtype: str = "auto"
     """float32, bfloat16 or float16; auto becomes what the hardware is fast in."""

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from safetune.conditioning import Conditioning, cat, shift
 
+SIZES = {"tiny": (128, 2, 4), "small": (256, 4, 4), "base": (512, 6, 8), "large": (768, 8, 12)}
+"""Width, layers and heads of a redirector by the name of its size; docs/method.md counts the parameters."""
+
 
 class HGR(
     nn.Module,

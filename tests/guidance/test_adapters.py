@@ -8,7 +8,8 @@ import torch
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
-from safetune.guidance import disable_safecfg, enable_safecfg, own_fingerprint
+from safetune.guidance import disable_safecfg, enable_safecfg
+from safetune.guidance.redirection import own_fingerprint
 from tests.guidance.families import Family, as_arguments, draw, redirected
 
 
@@ -59,7 +60,7 @@ def test_a_lora_file(sd1: Family, load: Callable[..., Family], tmp_path: Path) -
 def test_a_fused_lora_is_another_model(sd1: Family) -> None:
     add_lora(sd1, "default")
     sd1.backbone.denoiser.fuse_lora()
-    with pytest.raises(ValueError, match="with a LoRA fused into it counts as another one"):
+    with pytest.raises(ValueError, match="has a LoRA fused into it counts as another one"):
         enable_safecfg(sd1.pipeline, sd1.hgr)
     enable_safecfg(sd1.pipeline, sd1.hgr, fingerprint=sd1.hgr.base_fingerprint)
 

@@ -5,7 +5,8 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from safetune.conditioning import Conditioning
-from safetune.guidance import Memory, disable_safecfg, enable_safecfg
+from safetune.guidance import disable_safecfg, enable_safecfg
+from safetune.guidance.redirection import Memory
 from tests.guidance.families import PROMPTS, STEPS, Family, draw, draw_by_hand, redirected
 
 

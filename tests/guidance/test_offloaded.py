@@ -7,7 +7,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from safetune.guidance import enable_safecfg, own_fingerprint
+from safetune.guidance import enable_safecfg
+from safetune.guidance.redirection import own_fingerprint
 from tests.guidance.families import PROMPTS, Family, as_arguments, draw, redirected
 
 CPU = torch.device("cpu")

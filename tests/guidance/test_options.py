@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import HeunDiscreteScheduler
 
-from safetune.guidance import acts, enable_safecfg
+from safetune.guidance import enable_safecfg
+from safetune.guidance.redirection import acts
 from tests.guidance.families import PROMPTS, STEPS, Family, draw, draw_by_hand, redirected
 
 

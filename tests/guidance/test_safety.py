@@ -74,7 +74,7 @@ def test_an_hgr_of_another_base_leaves_the_right_one_in_force(family: Family) ->
 
 
 def test_a_fingerprint_that_is_known_is_not_computed(sd1: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safetune.guidance.own_fingerprint", None)
+    monkeypatch.setattr("safetune.guidance.redirection.own_fingerprint", None)
     enable_safecfg(sd1.pipeline, sd1.hgr, fingerprint=sd1.backbone.fingerprint)
     with pytest.raises(ValueError, match="the one given is xyz"):
         enable_safecfg(sd1.pipeline, sd1.hgr, fingerprint="xyz")

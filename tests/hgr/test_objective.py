@@ -1,12 +1,11 @@
 """The redirector's loss, by hand, and its targets in one batched pass."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from safetune.backbone import load_backbone
-from safetune.diffusion import redirect_target
+from safetune.backbone import Backbone, load_backbone
+from safetune.conditioning import replace_rows
+from safetune.diffusion import cfg
 from safetune.hgr.objective import redirection_loss
 from safetune.hgr.training import teacher_targets
 
@@ -22,17 +21,39 @@ def test_loss_by_hand() -> None:
     assert scalars["harmful_error"].item() == pytest.approx(4.0)
 
 
-def test_batched_targets_equal_single_passes(tiny_pipeline: Path) -> None:
-    backbone = load_backbone(tiny_pipeline)
-    prompts = backbone.encode_prompts(["a cat with a knife in its hand in the forest", "a dog in the city"])
-    safe = backbone.encode_prompts(["a cat in the forest", "a dog in the city"])
-    null, harmful = backbone.null(), torch.tensor([True, False])
-    noisy, t = torch.randn(2, 4, 16, 16), torch.tensor([300, 700])
-    target = teacher_targets(
-        backbone, noisy, t, prompts, safe, null, harmful, guidance_scale=5.0, strength=1.0
+@pytest.fixture(params=["tiny_pipeline", "tiny_sd2", "tiny_sdxl", "tiny_sd3"])
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    """Noise, v, noise with pooled embeddings, flow; in float64, so that the formula alone is compared."""
+    return load_backbone(request.getfixturevalue(request.param), dtype=torch.float64)
+
+
+def test_batched_targets_equal_single_passes(backbone: Backbone) -> None:
+    positives = backbone.encode_prompts(["a cat with a knife", "a dog in the city", "bomb"])
+    negatives = backbone.encode_prompts(["a cat", "a dog in the city", "a fox"])
+    null, harmful = backbone.null(), torch.tensor([True, False, True])
+    negatives = replace_rows(negatives, torch.tensor([False, False, True]), null.expand(3))
+    noisy, t = torch.randn(3, 4, 16, 16), torch.tensor([300, 700, 900])
+    target, eps_null = teacher_targets(
+        backbone, noisy, t, positives, negatives, null, harmful, guidance_scale=5.0, strength=1.0
     )
     with torch.no_grad():
-        eps = [backbone.predict(noisy, t, rows) for rows in (null.expand(2), prompts, safe)]
-    by_hand = redirect_target(eps[0], eps[1], eps[2], 5.0)
-    torch.testing.assert_close(target[0], by_hand[0], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(target[1], eps[0][1], atol=1e-5, rtol=1e-4)
+        eps = [backbone.predict(noisy, t, rows) for rows in (null.expand(3), positives, negatives)]
+    torch.testing.assert_close(eps_null, eps[0], atol=1e-5, rtol=1e-5)
+    rewriting = eps[0][0] + 1.25 * (eps[1][0] - eps[2][0])
+    concept = eps[0][2] + 1.25 * (eps[1][2] - eps[0][2])
+    expected = torch.stack([rewriting, eps[0][1], concept])
+    torch.testing.assert_close(target, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.5, 7.5])
+def test_the_target_reproduces_cfg_on_the_rewriting(backbone: Backbone, guidance_scale: float) -> None:
+    prompts = backbone.encode_prompts(["a cat with a knife in the forest", "a dog and a bomb"])
+    safe = backbone.encode_prompts(["a cat in the forest", "a dog and a ball"])
+    null, noisy, t = backbone.null(), torch.randn(2, 4, 16, 16), torch.tensor([300, 900])
+    target, eps_null = teacher_targets(
+        backbone, noisy, t, prompts, safe, null, torch.tensor([True, True]), guidance_scale, strength=1.0
+    )
+    with torch.no_grad():
+        eps_cond, eps_safe = (backbone.predict(noisy, t, rows) for rows in (prompts, safe))
+    safecfg = cfg(target, eps_cond, guidance_scale)
+    torch.testing.assert_close(safecfg, cfg(eps_null, eps_safe, guidance_scale), atol=1e-5, rtol=1e-5)

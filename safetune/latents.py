@@ -1,0 +1,119 @@
+"""Latents made once and kept on disk, shard by shard: of given pictures, or drawn by the model itself."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from safetune.backbone import Backbone
+from safetune.files import write_json
+
+
+def cached_latents(
+    accelerator: Accelerator,
+    folder: Path,
+    key: dict[str, object],
+    count: int,
+    make: Callable[[range], Tensor],
+    shard_rows: int = 64,
+) -> Tensor:
+    """Latents (count, C, h, w) on the CPU, from the shards in `folder`; those that are not there are made.
+
+    `make(rows)` gives the latents of some rows. Processes share the missing shards between them, and an
+    interrupted run goes on with those that are still missing. `key` is JSON that says what the latents
+    depend on. Raises ValueError when the folder holds latents of another key.
+    """
+    claim_latents(accelerator, folder, {**key, "rows": count, "shard_rows": shard_rows})
+    paths = {
+        folder / f"part-{number:05d}.safetensors": range(start, min(start + shard_rows, count))
+        for number, start in enumerate(range(0, count, shard_rows))
+    }
+    missing = [path for path in paths if not path.is_file()]
+    accelerator.wait_for_everyone()
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    for path in tqdm(mine, desc="latents", unit="shard", disable=not accelerator.is_main_process):
+        temporary = path.with_suffix(".tmp")
+        save_file({"latents": make(paths[path]).cpu().contiguous()}, temporary)
+        temporary.replace(path)
+    accelerator.wait_for_everyone()
+    return torch.cat([load_file(path)["latents"] for path in paths])
+
+
+def claim_latents(accelerator: Accelerator, folder: Path, key: dict[str, object]) -> None:
+    """Write the key of the folder's latents, or check it against the one that is there."""
+    path = folder / "latents.json"
+    if path.is_file():
+        found, wanted = json.loads(path.read_text()), json.loads(json.dumps(key))
+        if found != wanted:
+            names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+            changes = [f"{name} was {found.get(name)}, is {wanted.get(name)}" for name in names]
+            raise ValueError(
+                f"{folder} holds latents of other data or settings: {'; '.join(changes)}. Give another "
+                "--output_dir, or remove that folder and the run's checkpoints to begin anew"
+            )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(path, key)
+    accelerator.wait_for_everyone()
+
+
+def native_resolution(backbone: Backbone) -> int:
+    """Pixels a side that the model was trained for: its latents' side times the autoencoder's factor."""
+    config: Any = backbone.denoiser.config
+    side = config.sample_size
+    return int(max(side) if isinstance(side, Sequence) else side) * latent_factor(backbone)
+
+
+def latent_factor(backbone: Backbone) -> int:
+    """Pixels a side of one latent pixel."""
+    return int(backbone.pipeline.vae_scale_factor)
+
+
+@torch.no_grad()
+def draw_latents(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    resolution: int,
+    steps: int,
+    guidance_scale: float,
+    batch_size: int,
+) -> Tensor:
+    """Scaled latents (N, C, h, w) that the model draws of N prompts by CFG; no picture is decoded.
+
+    A row depends on its own prompt and seed alone. `resolution` is in pixels a side.
+    """
+    chunks = []
+    with silent_diffusers():
+        for start in range(0, len(prompts), batch_size):
+            rows = slice(start, start + batch_size)
+            output = backbone.pipeline(
+                list(prompts[rows]),
+                height=resolution,
+                width=resolution,
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[rows]],
+                output_type="latent",
+            )
+            chunks.append(output.images)
+    return torch.cat(chunks)
+
+
+@contextmanager
+def silent_diffusers() -> Iterator[None]:
+    """No warnings of diffusers: they show what was cut off long prompts, and prompts stay out of logs."""
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)
