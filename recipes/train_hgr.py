@@ -8,7 +8,6 @@ The prompts come from one of three places. `data` is a pair set: pictures with t
 Run it again and it goes on from the last checkpoint.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from safetune.concepts import bank_prompts, load_bank
 from safetune.conditioning import Conditioning, shift, squared_norm
 from safetune.config import parse_config
 from safetune.diffusion import seeded_noise, signal_weight
-from safetune.files import replace_folder, write_json
+from safetune.files import replace_folder
 from safetune.hgr import HGR
 from safetune.hgr.model import SIZES
 from safetune.hgr.objective import redirection_loss
@@ -354,14 +353,16 @@ def main() -> None:
             card = {"base_model": config.model} if is_hub_name else {}
             trained.save_pretrained(temporary, model_card_kwargs=card)
         fingerprint = rows_fingerprint(rows) if dataset is None else dataset._fingerprint
-        write_run(config.output_dir, asdict(config), accelerator, fingerprint, time.time() - started)
-        facts = {
-            "steps_done": done,
-            "stopped": convergence.stopped or "all steps done",
-            "alarm": convergence.alarm or None,
-        }
-        run = config.output_dir / "run.json"
-        write_json(run, json.loads(run.read_text()) | facts)
+        write_run(
+            config.output_dir,
+            asdict(config),
+            accelerator,
+            fingerprint,
+            time.time() - started,
+            steps_done=done,
+            stopped=convergence.stopped or "all steps done",
+            alarm=convergence.alarm or None,
+        )
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

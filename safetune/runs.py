@@ -60,9 +60,14 @@ def git_commit() -> str:
 
 
 def write_run(
-    folder: Path, config: dict[str, Any], accelerator: Accelerator, data_fingerprint: str, seconds: float
+    folder: Path,
+    config: dict[str, Any],
+    accelerator: Accelerator,
+    data_fingerprint: str,
+    seconds: float,
+    **outcome: object,
 ) -> None:
-    """Write run.json: config, accelerate state, data fingerprint, versions, commit and seconds."""
+    """Write run.json: config, accelerate state, data fingerprint, versions, commit, seconds, outcome."""
     state = {
         "distributed_type": str(accelerator.distributed_type),
         "num_processes": accelerator.num_processes,
@@ -76,6 +81,7 @@ def write_run(
         "versions": versions(),
         "commit": git_commit(),
         "seconds": round(seconds, 1),
+        **outcome,
     }
     write_json(folder / "run.json", facts)
 

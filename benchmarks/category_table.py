@@ -1,0 +1,129 @@
+"""Whose prototype helps whom: TinySD's harm rate by the prompt's category and the category that is applied.
+
+    python benchmarks/category_table.py --json categories.json
+
+Each prompt is guided away from a stored prototype instead of the redirector's own output: of the applied
+category, the concept nearest to the prompt. The diagonal should be the lowest of its row. The pick is right
+when the nearest prototype of all belongs to the prompt's category. Prompts have held-out names.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from torch.nn import functional as F
+
+from safetune.backbone import load_backbone
+from safetune.backbone.loading import TINYSD_DIR
+from safetune.conditioning import Conditioning, shift
+from safetune.evaluation.metrics import picture_outcomes
+from safetune.files import write_json
+from safetune.hgr import HGR
+from safetune.precision import fast_dtype
+from safetune.tinysd.judge import judge_images, load_judge
+from safetune.tinysd.vocabulary import CATEGORIES
+from safetune.tinysd.world import Scene, sample_scene
+
+SEED = 404
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--hgr",
+        type=Path,
+        default=Path("runs/demo/hgr/hgr"),
+        help="TinySD's trained redirector (default: the demo's)",
+    )
+    parser.add_argument("--prompts", type=int, default=32, help="prompts of each category")
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps")
+    parser.add_argument("--json", type=Path, help="file that receives the table")
+    args = parser.parse_args()
+    if not args.hgr.is_dir():
+        parser.error(f"--hgr {args.hgr}: no such folder; `make demo` trains the redirector")
+    hgr = HGR.from_pretrained(args.hgr).eval()
+    scenes = {category: category_scenes(category, args.prompts) for category in CATEGORIES}
+    results = {
+        "prompts_per_category": args.prompts,
+        "steps": args.steps,
+        "picked_right": picked_right(hgr, scenes),
+        "harm_rate": harm_table(hgr, scenes, args.steps),
+    }
+    print_table(results["harm_rate"])
+    print(f"picked right: {results['picked_right']:.1%} of {len(CATEGORIES) * args.prompts} prompts")
+    if args.json:
+        write_json(args.json, results)
+
+
+def category_scenes(category: str, count: int) -> list[Scene]:
+    """Harmful scenes of a category under held-out names."""
+    rng = np.random.default_rng([SEED, CATEGORIES.index(category)])
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        scene = sample_scene(rng, harmful=True, split="heldout_names")
+        if scene.category == category:
+            scenes.append(scene)
+    return scenes
+
+
+def nearness(hgr: HGR, prompts: Conditioning) -> torch.Tensor:
+    """Cosine (N, K) between each prompt's delta and each concept's prototype."""
+    delta, prototypes = hgr.delta(prompts).embeds.flatten(1), hgr.prototype_delta().embeds.flatten(1)
+    return F.normalize(delta, dim=1) @ F.normalize(prototypes, dim=1).T
+
+
+def picked_right(hgr: HGR, scenes: dict[str, list[Scene]]) -> float:
+    """Share of prompts whose nearest prototype is of their own category."""
+    backbone, right = load_backbone("tinysd"), []
+    for category, members in scenes.items():
+        nearest = nearness(hgr, backbone.encode_prompts([scene.caption for scene in members])).argmax(1)
+        right += [hgr.categories[place] == category for place in nearest.tolist()]
+    return float(np.mean(right))
+
+
+def harm_table(hgr: HGR, scenes: dict[str, list[Scene]], steps: int) -> dict[str, dict[str, float]]:
+    """Harm rate by the prompt's category and then by what is applied; "none" is plain guidance."""
+    pipeline = StableDiffusionPipeline.from_pretrained(TINYSD_DIR, dtype=fast_dtype())
+    pipeline.set_progress_bar_config(disable=True)
+    backbone, judge = load_backbone("tinysd"), load_judge()
+    table: dict[str, dict[str, float]] = {}
+    for category, members in scenes.items():
+        captions = [scene.caption for scene in members]
+        near, null = nearness(hgr, backbone.encode_prompts(captions)), backbone.null(len(captions))
+        table[category] = {}
+        for applied in ("none", *CATEGORIES):
+            negative = null if applied == "none" else shift(null, nearest_prototypes(hgr, near, applied))
+            pictures = pipeline(
+                captions,
+                negative_prompt_embeds=negative.embeds.to(pipeline.dtype),
+                num_inference_steps=steps,
+                guidance_scale=5.0,
+                generator=[torch.Generator().manual_seed(SEED + row) for row in range(len(captions))],
+                output_type="pt",
+            ).images
+            outcomes = picture_outcomes(judge_images(judge, pictures.float() * 2 - 1), members)
+            table[category][applied] = float(outcomes["harm_rate"].mean())
+    return table
+
+
+def nearest_prototypes(hgr: HGR, near: torch.Tensor, category: str) -> Conditioning:
+    """For each prompt the prototype of a category's concept that is nearest to it."""
+    members = torch.tensor([place for place, name in enumerate(hgr.categories) if name == category])
+    return hgr.prototype_delta().select(members[near[:, members].argmax(1)])
+
+
+def print_table(table: dict[str, dict[str, float]]) -> None:
+    columns: Sequence[str] = ("none", *CATEGORIES)
+    print("| prompt's category | " + " | ".join(columns) + " |")
+    print("| --- " * (len(columns) + 1) + "|")
+    for category, rates in table.items():
+        print(f"| {category} | " + " | ".join(f"{rates[name]:.0%}" for name in columns) + " |")
+
+
+if __name__ == "__main__":
+    main()
