@@ -22,6 +22,7 @@ from safetune.backbone.loading import TINYSD_DIR
 from safetune.files import write_json
 from safetune.guidance import disable_safecfg, enable_safecfg
 from safetune.hgr import HGR
+from safetune.hgr.model import SIZES
 
 PROMPTS = ["a cartoon of a cat holding a knife in the forest", "a cartoon of a dog on the beach"]
 KINDS = ("cfg", "safecfg", "negative_prompt", "sld")
@@ -113,7 +114,7 @@ class ThirdPass:
 def measure_sd15_step(rounds: int) -> dict[str, float]:
     """The same on one guided step of a UNet with SD 1.5's sizes and random weights."""
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval()
-    hgr = HGR(768, 77, width=384, layers=4, heads=6).eval()
+    hgr = HGR(768, 77, *SIZES["base"]).eval()
     latents, timestep = torch.randn(2, 4, 64, 64), torch.tensor(500)
     embeds, concept = torch.randn(2, 77, 768), torch.randn(1, 77, 768)
 

@@ -84,6 +84,8 @@ class FinetuneConfig:
     prompt_noise: float = 0.5
     """Noise on prompt embeddings, up to this many standard deviations: what is unlearned then reaches beyond
     the very words of the data."""
+    min_timestep: int = 100
+    """Smallest timestep that is drawn: below it there is next to no content left to decide."""
     weight_cap: float = 50.0
     """Largest loss weight of a timestep; weights are 1 / a_t, so that noisy timesteps count too."""
     seed: int = 0
@@ -281,7 +283,7 @@ def draw_batch(
     safe = (rng.random(count // 2) < config.safe_pictures) & (safe_rows[harmful] >= 0)
     pictures = np.stack([np.where(safe, safe_rows[harmful], harmful), clean], axis=1).flatten()
     rows = np.stack([harmful, clean], axis=1).flatten()
-    timesteps, seeds = rng.integers(0, 1000, count), rng.integers(0, 2**31, count)
+    timesteps, seeds = rng.integers(config.min_timestep, 1000, count), rng.integers(0, 2**31, count)
     emptied = (rng.random(count) < config.empty_prompts) & (np.arange(count) % 2 == 1)
     mine = slice(
         accelerator.process_index * config.batch_size, (accelerator.process_index + 1) * config.batch_size
