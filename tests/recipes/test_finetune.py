@@ -1,4 +1,4 @@
-"""The fine-tuning recipe on a tiny model: its pictures are drawn once, and a killed run goes on bit for bit."""
+"""The fine-tuning recipe on a tiny model: pictures are drawn once, and a killed run goes on bit for bit."""
 
 import sys
 from collections.abc import Callable
