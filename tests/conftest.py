@@ -15,12 +15,15 @@ os.environ["MPLBACKEND"] = "Agg"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that take more than ten seconds too")
+    parser.addoption("--large", action="store_true", help="run the tests on models of full size too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     reasons = {}
     if not config.getoption("--slow"):
         reasons["slow"] = "takes more than ten seconds; give --slow"
+    if not config.getoption("--large"):
+        reasons["large"] = "builds a model of full size, for minutes and gigabytes; give --large"
     if any(item.get_closest_marker("gpu") for item in items) and not has_gpu():
         reasons["gpu"] = "no CUDA device here"
     if chromium() is None:

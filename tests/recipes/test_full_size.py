@@ -79,7 +79,7 @@ def sd15(tmp_path: Path, repository: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path / "pipeline")
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_two_steps_on_sd15s_size_fit_into_8_gb(sd15: Path, tmp_path: Path, repository: Path) -> None:
     prompts = tmp_path / "prompts.csv"
     prompts.write_text(PROMPTS)
