@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from torch.nn import functional as F
 
 from safetune.backbone import load_backbone
 from safetune.backbone.loading import TINYSD_DIR
@@ -22,6 +21,7 @@ from safetune.conditioning import Conditioning, shift
 from safetune.evaluation.metrics import picture_outcomes
 from safetune.files import write_json
 from safetune.hgr import HGR
+from safetune.labeling.scores import prompt_scores, prototype_projections
 from safetune.precision import fast_dtype
 from safetune.tinysd.judge import judge_images, load_judge
 from safetune.tinysd.vocabulary import CATEGORIES
@@ -48,11 +48,16 @@ def main() -> None:
         parser.error(f"--hgr {args.hgr}: no such folder; `make demo` trains the redirector")
     hgr = HGR.from_pretrained(args.hgr).eval()
     scenes = {category: category_scenes(category, args.prompts) for category in CATEGORIES}
+    backbone = load_backbone("tinysd")
+    prompts = {
+        category: backbone.encode_prompts([scene.caption for scene in members])
+        for category, members in scenes.items()
+    }
     results = {
         "prompts_per_category": args.prompts,
         "steps": args.steps,
-        "picked_right": picked_right(hgr, scenes),
-        "harm_rate": harm_table(hgr, scenes, args.steps),
+        "picked_right": picked_right(hgr, prompts),
+        "harm_rate": harm_table(hgr, scenes, prompts, backbone.null(), args.steps),
     }
     print_table(results["harm_rate"])
     print(f"picked right: {results['picked_right']:.1%} of {len(CATEGORIES) * args.prompts} prompts")
@@ -71,33 +76,36 @@ def category_scenes(category: str, count: int) -> list[Scene]:
     return scenes
 
 
-def nearness(hgr: HGR, prompts: Conditioning) -> torch.Tensor:
-    """Cosine (N, K) between each prompt's delta and each concept's prototype."""
-    delta, prototypes = hgr.delta(prompts).embeds.flatten(1), hgr.prototype_delta().embeds.flatten(1)
-    return F.normalize(delta, dim=1) @ F.normalize(prototypes, dim=1).T
-
-
-def picked_right(hgr: HGR, scenes: dict[str, list[Scene]]) -> float:
+def picked_right(hgr: HGR, prompts: dict[str, Conditioning]) -> float:
     """Share of prompts whose nearest prototype is of their own category."""
-    backbone, right = load_backbone("tinysd"), []
-    for category, members in scenes.items():
-        nearest = nearness(hgr, backbone.encode_prompts([scene.caption for scene in members])).argmax(1)
-        right += [hgr.categories[place] == category for place in nearest.tolist()]
+    right = [
+        hgr.categories[place] == category
+        for category, members in prompts.items()
+        for place in prompt_scores(hgr, members)[1].tolist()
+    ]
     return float(np.mean(right))
 
 
-def harm_table(hgr: HGR, scenes: dict[str, list[Scene]], steps: int) -> dict[str, dict[str, float]]:
+def harm_table(
+    hgr: HGR,
+    scenes: dict[str, list[Scene]],
+    prompts: dict[str, Conditioning],
+    null: Conditioning,
+    steps: int,
+) -> dict[str, dict[str, float]]:
     """Harm rate by the prompt's category and then by what is applied; "none" is plain guidance."""
-    pipeline = StableDiffusionPipeline.from_pretrained(TINYSD_DIR, dtype=fast_dtype())
+    pipeline = StableDiffusionPipeline.from_pretrained(TINYSD_DIR, dtype=fast_dtype("cpu"))
     pipeline.set_progress_bar_config(disable=True)
-    backbone, judge = load_backbone("tinysd"), load_judge()
+    judge = load_judge()
     table: dict[str, dict[str, float]] = {}
     for category, members in scenes.items():
         captions = [scene.caption for scene in members]
-        near, null = nearness(hgr, backbone.encode_prompts(captions)), backbone.null(len(captions))
+        near = prototype_projections(hgr, hgr.delta(prompts[category]))
         table[category] = {}
         for applied in ("none", *CATEGORIES):
-            negative = null if applied == "none" else shift(null, nearest_prototypes(hgr, near, applied))
+            negative = null.expand(len(captions))
+            if applied != "none":
+                negative = shift(negative, nearest_prototypes(hgr, near, applied))
             pictures = pipeline(
                 captions,
                 negative_prompt_embeds=negative.embeds.to(pipeline.dtype),

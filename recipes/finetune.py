@@ -5,7 +5,6 @@
 The frozen teacher is the same UNet with its adapters off. Run it again and it goes on from the last checkpoint.
 """
 
-import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from safetune.finetuning.objective import teacher_targets, unlearning_loss
 from safetune.guidance import disable_safecfg, enable_safecfg
 from safetune.hgr import HGR
 from safetune.labeling.labeler import read_labels
-from safetune.latents import cached_latents, draw_latents
+from safetune.latents import drawn_latents
 from safetune.pairs import image_tensor, load_pairs
 from safetune.precision import resolve_precision
 from safetune.runs import Metrics, check_world_size, write_run
@@ -234,33 +233,21 @@ def safe_latents(
     rows: np.ndarray,
 ) -> torch.Tensor:
     """Latents (len(rows), C, h, w) that SafeCFG draws for the captions of `rows`, kept in the run folder."""
-    prompts = [captions[row] for row in rows]
-    seeds = [int(np.random.SeedSequence([config.seed, row]).generate_state(1)[0]) for row in rows]
-    key: dict[str, object] = {
-        "base": backbone.fingerprint,
-        "hgr": weights_fingerprint(hgr),
-        "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
-        "seed": config.seed,
-        "resolution": config.resolution,
-        "picture_steps": config.picture_steps,
-        "guidance_scale": config.guidance_scale,
-    }
-
-    def draw(part: range) -> torch.Tensor:
-        chunk = slice(part.start, part.stop)
-        with accelerator.autocast():
-            return draw_latents(
-                backbone,
-                prompts[chunk],
-                seeds[chunk],
-                config.resolution,
-                config.picture_steps,
-                config.guidance_scale,
-                config.batch_size,
-            )
-
     enable_safecfg(backbone.pipeline, hgr, fingerprint=backbone.fingerprint)
-    drawn = cached_latents(accelerator, config.output_dir / "latents", key, len(prompts), draw)
+    drawn = drawn_latents(
+        accelerator,
+        config.output_dir / "latents",
+        backbone,
+        [captions[row] for row in rows],
+        rows.tolist(),
+        config.seed,
+        config.resolution,
+        config.picture_steps,
+        config.guidance_scale,
+        config.batch_size,
+        shard_rows=64,
+        hgr=weights_fingerprint(hgr),
+    )
     disable_safecfg(backbone.pipeline)
     return drawn.to(accelerator.device)
 

@@ -39,7 +39,6 @@ from safetune.hgr.objective import redirection_loss
 from safetune.hgr.rows import (
     TrainingRow,
     encode_rows,
-    fingerprint_of,
     hold_out,
     picture_prompts,
     rows_fingerprint,
@@ -57,7 +56,7 @@ from safetune.hgr.validation import (
     validation_draws,
     validation_sums,
 )
-from safetune.latents import cached_latents, draw_latents, latent_factor, native_resolution
+from safetune.latents import cached_latents, drawn_latents, latent_factor, native_resolution
 from safetune.pairs import image_tensor, load_pairs
 from safetune.precision import resolve_precision
 from safetune.prompts import read_prompts
@@ -394,9 +393,13 @@ def picture_latents(
     resolution = config.resolution or native_resolution(backbone)
     if resolution % latent_factor(backbone):
         raise ValueError(f"resolution {resolution}: give a multiple of {latent_factor(backbone)}")
-    key: dict[str, object] = {"base": backbone.fingerprint, "resolution": resolution}
     if dataset is not None:
-        key |= {"data": dataset._fingerprint, "vae": weights_fingerprint(backbone.pipeline.vae)}
+        key: dict[str, object] = {
+            "base": backbone.fingerprint,
+            "resolution": resolution,
+            "data": dataset._fingerprint,
+            "vae": weights_fingerprint(backbone.pipeline.vae),
+        }
         return cached_latents(
             accelerator,
             folder,
@@ -404,31 +407,19 @@ def picture_latents(
             len(rows),
             lambda part: backbone.encode_images(image_tensor(dataset.select(part), resolution)),
         )
-    prompts = picture_prompts(rows)
-    states = [np.random.SeedSequence([config.seed, row]).generate_state(1) for row in range(len(rows))]
-    seeds = [int(state[0]) for state in states]
-    key |= {
-        "prompts": fingerprint_of(prompts),
-        "seed": config.seed,
-        "picture_steps": config.picture_steps,
-        "guidance_scale": config.guidance_scale,
-        "scheduler": type(backbone.pipeline.scheduler).__name__,
-    }
-
-    def draw(part: range) -> torch.Tensor:
-        chunk = slice(part.start, part.stop)
-        with accelerator.autocast():
-            return draw_latents(
-                backbone,
-                prompts[chunk],
-                seeds[chunk],
-                resolution,
-                config.picture_steps,
-                config.guidance_scale,
-                config.picture_batch,
-            )
-
-    return cached_latents(accelerator, folder, key, len(rows), draw, shard_rows=32)
+    return drawn_latents(
+        accelerator,
+        folder,
+        backbone,
+        picture_prompts(rows),
+        range(len(rows)),
+        config.seed,
+        resolution,
+        config.picture_steps,
+        config.guidance_scale,
+        config.picture_batch,
+        shard_rows=32,
+    )
 
 
 def draw_batch(

@@ -1,9 +1,10 @@
 """Files written whole: to a temporary name first, then moved into place."""
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write JSON, paths as strings, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def fingerprint_of(values: Iterable[object]) -> str:
+    """16 hex digits of SHA-256 over values that JSON can hold."""
+    return hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()[:16]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.utils import logging as diffusers_logging
@@ -14,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from safetune.backbone import Backbone
-from safetune.files import write_json
+from safetune.files import fingerprint_of, write_json
 
 
 def cached_latents(
@@ -45,6 +46,47 @@ def cached_latents(
         temporary.replace(path)
     accelerator.wait_for_everyone()
     return torch.cat([load_file(path)["latents"] for path in paths])
+
+
+def drawn_latents(
+    accelerator: Accelerator,
+    folder: Path,
+    backbone: Backbone,
+    prompts: Sequence[str],
+    numbers: Sequence[int],
+    seed: int,
+    resolution: int,
+    steps: int,
+    guidance_scale: float,
+    batch_size: int,
+    shard_rows: int,
+    **dependencies: object,
+) -> Tensor:
+    """draw_latents of N prompts through cached_latents: (N, C, h, w) on the CPU.
+
+    A row's noise comes from `seed` and its number. `dependencies` are what the pictures hang on besides.
+    """
+    states = [np.random.SeedSequence([seed, number]).generate_state(1) for number in numbers]
+    seeds = [int(state[0]) for state in states]
+    key = {
+        "base": backbone.fingerprint,
+        "resolution": resolution,
+        "prompts": fingerprint_of(prompts),
+        "seed": seed,
+        "picture_steps": steps,
+        "guidance_scale": guidance_scale,
+        "scheduler": type(backbone.pipeline.scheduler).__name__,
+        **dependencies,
+    }
+
+    def draw(rows: range) -> Tensor:
+        chunk = slice(rows.start, rows.stop)
+        with accelerator.autocast():
+            return draw_latents(
+                backbone, prompts[chunk], seeds[chunk], resolution, steps, guidance_scale, batch_size
+            )
+
+    return cached_latents(accelerator, folder, key, len(prompts), draw, shard_rows)
 
 
 def claim_latents(accelerator: Accelerator, folder: Path, key: dict[str, object]) -> None:

@@ -5,13 +5,13 @@ import torch
 NAMES = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
-def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.
+def fast_dtype(device: torch.device | str | None = None) -> torch.dtype:
+    """bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU; of the GPU by default, if any.
 
     A CPU without bf16 instructions emulates them: TinySD ran 20 times slower in bf16 than in fp32 there
     (AVX2 only), and 4 times faster where the CPU has them.
     """
-    kind = torch.device(device).type
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     if kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if kind == "cpu":
@@ -22,4 +22,4 @@ def fast_dtype(device: torch.device | str = "cpu") -> torch.dtype:
 
 def resolve_precision(name: str) -> str:
     """Accelerate's name (no, fp16 or bf16) of a `mixed_precision`, where "auto" asks the hardware."""
-    return NAMES[fast_dtype("cuda" if torch.cuda.is_available() else "cpu")] if name == "auto" else name
+    return NAMES[fast_dtype()] if name == "auto" else name

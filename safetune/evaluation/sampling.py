@@ -40,8 +40,7 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         if self.dtype == "auto":
-            dtype = fast_dtype("cuda" if torch.cuda.is_available() else "cpu")
-            object.__setattr__(self, "dtype", str(dtype).removeprefix("torch."))
+            object.__setattr__(self, "dtype", str(fast_dtype()).removeprefix("torch."))
 
     def process_count(self) -> int:
         """The number of sampler processes that `processes` stands for here."""

@@ -3,14 +3,13 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from accelerate.utils.modeling import get_state_dict_offloaded_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from safetune.backbone import Backbone
-from safetune.backbone.fingerprint import weights_fingerprint
+from safetune.backbone.fingerprint import state_fingerprint
 from safetune.conditioning import Conditioning, shift
 from safetune.hgr import HGR
 
@@ -122,18 +121,7 @@ def own_fingerprint(denoiser: nn.Module) -> str:
                 if name.startswith(inner) or not name.startswith(f"{path}.")
             }
             weights = kept
-    return weights_fingerprint(_Weights(weights))
-
-
-class _Weights(nn.Module):
-    """A state dict where a module is asked for."""
-
-    def __init__(self, weights: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.weights = weights
-
-    def state_dict(self, **options: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        return self.weights
+    return state_fingerprint(weights)
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -1,7 +1,5 @@
 """The rows that train a redirector: which prompts each target leads between, and which are held out."""
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from safetune.backbone import Backbone
 from safetune.conditioning import Conditioning, cat
+from safetune.files import fingerprint_of
 from safetune.prompts import PromptPair, PromptRow, PromptTable, names_age_in_sexual_prompt
 
 logger = logging.getLogger(__name__)
@@ -190,11 +189,6 @@ def spare_rows(
             left.subtract(concepts)
             held += by_prompt[prompts[place]]
     return held
-
-
-def fingerprint_of(values: Iterable[object]) -> str:
-    """16 hex digits of SHA-256 over values that JSON can hold."""
-    return hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()[:16]
 
 
 def rows_fingerprint(rows: Sequence[TrainingRow]) -> str:

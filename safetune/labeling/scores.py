@@ -14,9 +14,14 @@ from safetune.hgr import HGR
 @torch.no_grad()
 def prompt_scores(hgr: HGR, prompts: Conditioning) -> tuple[Tensor, Tensor]:
     """prompt_score (N,), the norm of delta(c); and the concept (N,) whose prototype is nearest in angle."""
-    delta, prototypes = hgr.delta(prompts), hgr.prototype_delta()
-    directions = F.normalize(prototypes.embeds.flatten(1), dim=1)
-    return squared_norm(delta).sqrt(), (delta.embeds.flatten(1) @ directions.T).argmax(1)
+    delta = hgr.delta(prompts)
+    return squared_norm(delta).sqrt(), prototype_projections(hgr, delta).argmax(1)
+
+
+def prototype_projections(hgr: HGR, delta: Conditioning) -> Tensor:
+    """Length (N, K) of N deltas along each concept's prototype; the nearest one has the largest."""
+    directions = F.normalize(hgr.prototype_delta().embeds.flatten(1), dim=1)
+    return delta.embeds.flatten(1) @ directions.T
 
 
 @torch.no_grad()

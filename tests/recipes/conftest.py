@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
@@ -29,6 +30,17 @@ def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def run_recipe(recipe: ModuleType, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe's main, with these options; those of None are left out."""
+    words = [f"--{name}={value}" for name, value in settings.items() if value is not None]
+    monkeypatch.setattr(sys, "argv", [f"{recipe.__name__}.py", *words])
+    try:
+        recipe.main()
+    finally:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+
+
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Path, prompts_file: Path) -> Run:
     """A function that runs train_hgr on a tiny model; options of None are left out."""
@@ -45,13 +57,7 @@ def train(monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Path, prompts_file: Pa
             "mixed_precision": "no",
             **options,
         }
-        words = [f"--{name}={value}" for name, value in settings.items() if value is not None]
-        monkeypatch.setattr(sys, "argv", ["train_hgr.py", *words])
-        try:
-            train_hgr.main()
-        finally:
-            AcceleratorState._reset_state(True)
-            GradientState._reset_state()
+        run_recipe(train_hgr, settings, monkeypatch)
         return output_dir
 
     return run

@@ -1,6 +1,5 @@
 """The fine-tuning recipe on a tiny model: pictures are drawn once, and a killed run goes on bit for bit."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from recipes import finetune
@@ -18,6 +16,7 @@ from safetune.labeling.labeler import write_parquet
 from safetune.pairs import load_pairs
 from safetune.tinysd.datasets import pool_scenes, write_pool
 from tests.labeling.test_scores import build_hgr
+from tests.recipes.conftest import run_recipe
 
 pd = pytest.importorskip("pandas")
 Run = Callable[..., Path]
@@ -45,13 +44,7 @@ def tune(monkeypatch: pytest.MonkeyPatch, tiny_pipeline: Path, tmp_path: Path) -
             "mixed_precision": "no",
             **options,
         }
-        words = [f"--{name}={value}" for name, value in settings.items()]
-        monkeypatch.setattr(sys, "argv", ["finetune.py", *words])
-        try:
-            finetune.main()
-        finally:
-            AcceleratorState._reset_state(True)
-            GradientState._reset_state()
+        run_recipe(finetune, settings, monkeypatch)
         return output_dir
 
     return run
@@ -88,7 +81,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tune: Run, tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         tune(tmp_path / "killed", checkpoint_every=2)
     monkeypatch.setattr(finetune.Metrics, "log", log)
-    monkeypatch.setattr("recipes.finetune.draw_latents", None)  # the pictures are there already
+    monkeypatch.setattr("safetune.latents.draw_latents", None)  # the pictures are there already
     killed = tune(tmp_path / "killed", checkpoint_every=2)
     for name in ("metrics.jsonl", f"adapter/{ADAPTER_FILE}"):
         assert (killed / name).read_bytes() == (straight / name).read_bytes(), name
