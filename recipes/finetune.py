@@ -32,10 +32,11 @@ from safetune.finetuning.adapters import TARGETS, add_lora, teacher
 from safetune.finetuning.objective import teacher_targets, unlearning_loss
 from safetune.guidance import disable_safecfg, enable_safecfg
 from safetune.hgr import HGR
-from safetune.labeling.labeler import read_labels
+from safetune.labeling.finished import read_labels
+from safetune.labeling.pictures import labelled_latents
 from safetune.latents import drawn_latents
-from safetune.pairs import image_tensor, load_pairs
-from safetune.precision import resolve_precision
+from safetune.pairs import open_pairs
+from safetune.precision import resolve_precision, use_plain_attention
 from safetune.runs import Metrics, check_world_size, write_run
 
 logger = logging.getLogger("finetune")
@@ -115,14 +116,15 @@ def main() -> None:
     eta = (config.guidance_scale - 1) / config.guidance_scale if config.eta is None else config.eta
 
     backbone = load_backbone(config.model, accelerator.device)
+    use_plain_attention(backbone.denoiser, accelerator.device)
     hgr = HGR.from_pretrained(config.hgr).to(accelerator.device).eval().requires_grad_(False)
     hgr.check_base(backbone.fingerprint)
-    dataset = load_pairs(config.data)
-    labels = read_labels(config.labels or Path(config.data) / "labels")
-    if len(labels) != len(dataset):
-        raise SystemExit(
-            f"{len(labels)} labels for {len(dataset)} pairs: run `safetune label` again on {config.data}"
-        )
+    try:
+        source = open_pairs(config.data)
+        labels = read_labels(config.labels or Path(config.data) / "labels")
+        latents = labelled_latents(backbone, source, labels.key, config.resolution)
+    except ValueError as mistake:
+        raise SystemExit(f"finetune: {mistake}") from None
     harm = torch.tensor(labels.harm.to_numpy(), dtype=torch.float32, device=accelerator.device)
     harmful_rows = np.flatnonzero(labels.label == "harmful")
     clean_rows = np.flatnonzero(labels.label == "clean")
@@ -131,16 +133,14 @@ def main() -> None:
             f"{len(harmful_rows)} harmful and {len(clean_rows)} clean pairs: both kinds are needed"
         )
     harm[clean_rows] = 0.0
-    latents = backbone.encode_images(image_tensor(dataset, config.resolution))
-    prompts, null = backbone.encode_prompts(dataset["text"]), backbone.null()
+    captions = labels.text.tolist()
+    prompts, null = backbone.encode_prompts(captions), backbone.null()
     by_image = (labels.evidence == "image").to_numpy(dtype=bool)
     told = harmful_rows[~by_image[harmful_rows]] if config.safe_pictures else harmful_rows[:0]
     safe_rows = np.full(len(labels), -1)
     safe_rows[told] = len(labels) + np.arange(len(told))
     if len(told):
-        latents = torch.cat(
-            [latents, safe_latents(config, accelerator, backbone, hgr, dataset["text"], told)]
-        )
+        latents = torch.cat([latents, safe_latents(config, accelerator, backbone, hgr, captions, told)])
     concept_places = torch.tensor([hgr.concepts.index(name) for name in labels.concept])
     prototypes = shift(null, hgr.prototype_delta())
     spread = Conditioning(
@@ -217,7 +217,7 @@ def main() -> None:
             config.output_dir,
             {**asdict(config), "eta": eta},
             accelerator,
-            dataset._fingerprint,
+            source.fingerprint,
             time.time() - started,
         )
     accelerator.wait_for_everyone()

@@ -58,7 +58,7 @@ from safetune.hgr.validation import (
 )
 from safetune.latents import cached_latents, drawn_latents, latent_factor, native_resolution
 from safetune.pairs import image_tensor, load_pairs
-from safetune.precision import resolve_precision
+from safetune.precision import resolve_precision, use_plain_attention
 from safetune.prompts import read_prompts
 from safetune.runs import Metrics, check_world_size, write_run
 
@@ -182,6 +182,7 @@ def main() -> None:
     device = accelerator.device
 
     backbone = load_backbone(config.model, device, getattr(torch, config.base_dtype))
+    use_plain_attention(backbone.denoiser, device)
     try:
         latents = picture_latents(config, accelerator, backbone, rows, dataset)
     except ValueError as mistake:

@@ -3,9 +3,20 @@
 import argparse
 import json
 import logging
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+# Commands that are scripts of their own, which `accelerate launch` also runs; they parse what follows.
+SCRIPTS = {
+    "label": ("recipes/label.py", "score unlabelled prompt-image pairs for harmfulness"),
+    "review": ("data_tools/review.py", "look at uncertain labels in the browser and correct them"),
+    "generate": ("data_tools/generate.py", "draw a picture for every prompt of a file"),
+    "scrape": ("data_tools/scrape.py", "fetch pictures by URL into tars"),
+    "dedupe": ("data_tools/dedupe.py", "find pictures that are there twice"),
+    "cache": ("data_tools/cache.py", "encode pictures and captions once, for many runs"),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -25,26 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="a few steps and pictures: shows that it runs, measures nothing"
     )
 
-    label = commands.add_parser(
-        "label",
-        help="score unlabelled prompt-image pairs for harmfulness",
-        description="Writes part-NNNNN.parquet and labels.json to DATA/labels or --out. "
-        "An interrupted run goes on.",
-    )
-    label.add_argument("data", help="image folder with metadata.jsonl, folder of parquet files, or hub name")
-    label.add_argument("--hgr", type=Path, required=True, help="folder of the trained redirector")
-    label.add_argument(
-        "--model", default="tinysd", help="base model: tinysd, folder or hub name (default: %(default)s)"
-    )
-    label.add_argument("--out", type=Path, help="folder of the labels (default: DATA/labels)")
-    label.add_argument("--text-column", default="text", help="column of the captions (default: %(default)s)")
-    label.add_argument(
-        "--dtype",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        default="auto",
-        help="precision of the base model (default: what the hardware is fast in)",
-    )
-    label.add_argument("--resolution", type=int, default=64, help="pixels a side (default: %(default)s)")
+    for name, (_, text) in SCRIPTS.items():
+        commands.add_parser(name, help=text, add_help=False)
 
     export = commands.add_parser(
         "export", help="write and prove an adapter that others load without safetune"
@@ -77,7 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; a mistake of the user ends with status 2 and one message."""
-    args = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in SCRIPTS:
+        return run_script(words[0], words[1:])
+    args = build_parser().parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         COMMANDS[args.command](args)
@@ -87,33 +83,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run_script(name: str, words: list[str]) -> int:
+    """Run a script with its own options, in this process. The pool of `label` may stand without --data."""
+    from safetune.bundled import bundled_path
+
+    path, _ = SCRIPTS[name]
+    if name == "label":
+        # A recipe's options are fields: --text_column; here --text-column is as good.
+        words = [word if word[:2] != "--" else _with_underscores(word) for word in words]
+        words = ["--data"] * (bool(words) and words[0][0] != "-") + words
+    sys.argv = [f"safetune {name}", *words]
+    try:
+        runpy.run_path(str(bundled_path(path)), run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 2
+        return int(end.code or 0)
+    return 0
+
+
+def _with_underscores(option: str) -> str:
+    name, equals, value = option.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
 def run_demo_command(args: argparse.Namespace) -> None:
     """Run `safetune demo`."""
     from safetune.demo import run_demo
 
     run_demo(args.out, quick=args.quick)
-
-
-def run_label(args: argparse.Namespace) -> None:
-    """Run `safetune label`."""
-    import torch
-
-    from safetune.backbone import load_backbone
-    from safetune.hgr import HGR
-    from safetune.labeling.labeler import LabelOptions, label_pairs
-    from safetune.pairs import load_pairs
-    from safetune.precision import fast_dtype
-
-    options = LabelOptions(text_column=args.text_column, resolution=args.resolution)
-    dataset = load_pairs(args.data, args.text_column)
-    folder = args.out or Path(args.data) / "labels"
-    hgr = HGR.from_pretrained(args.hgr).eval().requires_grad_(False)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = fast_dtype(device) if args.dtype == "auto" else getattr(torch, args.dtype)
-    backbone = load_backbone(args.model, device, dtype)
-    labels = label_pairs(backbone, hgr.to(device), dataset, folder, options)
-    print(labels.groupby(["label", "category"]).size().unstack(0, fill_value=0).to_string())
-    print(f"{len(labels)} pairs labelled; labels in {folder}")
 
 
 def run_export(args: argparse.Namespace) -> None:
@@ -152,7 +151,6 @@ def run_tinysd_data(args: argparse.Namespace) -> None:
 
 COMMANDS = {
     "demo": run_demo_command,
-    "label": run_label,
     "export": run_export,
     "evaluate": run_evaluate,
     "tinysd-data": run_tinysd_data,

@@ -1,6 +1,5 @@
 """Latents made once and kept on disk, shard by shard: of given pictures, or drawn by the model itself."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from safetune.backbone import Backbone
-from safetune.files import fingerprint_of, write_json
+from safetune.files import check_settings, fingerprint_of, write_json
 
 
 def cached_latents(
@@ -32,7 +31,11 @@ def cached_latents(
     interrupted run goes on with those that are still missing. `key` is JSON that says what the latents
     depend on. Raises ValueError when the folder holds latents of another key.
     """
-    claim_latents(accelerator, folder, {**key, "rows": count, "shard_rows": shard_rows})
+    facts = {**key, "rows": count, "shard_rows": shard_rows}
+    check_settings(folder / "latents.json", facts, "--output_dir")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(folder / "latents.json", facts)
     paths = {
         folder / f"part-{number:05d}.safetensors": range(start, min(start + shard_rows, count))
         for number, start in enumerate(range(0, count, shard_rows))
@@ -87,24 +90,6 @@ def drawn_latents(
             )
 
     return cached_latents(accelerator, folder, key, len(prompts), draw, shard_rows)
-
-
-def claim_latents(accelerator: Accelerator, folder: Path, key: dict[str, object]) -> None:
-    """Write the key of the folder's latents, or check it against the one that is there."""
-    path = folder / "latents.json"
-    if path.is_file():
-        found, wanted = json.loads(path.read_text()), json.loads(json.dumps(key))
-        if found != wanted:
-            names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-            changes = [f"{name} was {found.get(name)}, is {wanted.get(name)}" for name in names]
-            raise ValueError(
-                f"{folder} holds latents of other data or settings: {'; '.join(changes)}. Give another "
-                "--output_dir, or remove that folder and the run's checkpoints to begin anew"
-            )
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        write_json(path, key)
-    accelerator.wait_for_everyone()
 
 
 def native_resolution(backbone: Backbone) -> int:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from safetune.cli import COMMANDS, build_parser, main
+from safetune.bundled import bundled_path
+from safetune.cli import COMMANDS, SCRIPTS, build_parser, main
 
 
 def test_every_subcommand_has_help_and_a_function() -> None:
     actions = [action for action in build_parser()._actions if hasattr(action, "choices") and action.choices]
-    assert set(actions[0].choices) == set(COMMANDS)  # type: ignore[arg-type]
+    assert set(actions[0].choices) == set(COMMANDS) | set(SCRIPTS)  # type: ignore[arg-type]
+    assert all(bundled_path(path).is_file() for path, _ in SCRIPTS.values())
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -26,3 +28,16 @@ def test_a_mistake_is_one_message_and_status_2(tmp_path: Path, capsys: pytest.Ca
     message = capsys.readouterr().err
     assert message.startswith("safetune export: ")
     assert "is no finished fine-tuning run" in message
+
+
+def test_a_script_takes_its_own_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dedupe", str(tmp_path / "nothing")]) == 2
+    assert "safetune dedupe" in capsys.readouterr().err
+
+
+def test_label_takes_the_pool_first_and_hyphens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hgr = ["--hgr", str(tmp_path), "--text-column=caption", "--out", str(tmp_path)]
+    assert main(["label", str(tmp_path / "nothing.parquet"), *hgr]) == 2
+    assert f"{tmp_path / 'nothing.parquet'}: no such file or folder" in capsys.readouterr().err
+    assert main(["label", str(tmp_path), "--txt-column", "caption"]) == 2
+    assert "txt_column" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from safetune.cli import build_parser
+from safetune.cli import SCRIPTS, build_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,6 +50,12 @@ def test_command(command: str) -> None:
             assert (ROOT / word).exists(), f"{word} is not in the repository"
     if program == "make":
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    elif program == "safetune" and rest[0] in SCRIPTS:
+        source = (ROOT / SCRIPTS[rest[0]][0]).read_text()
+        for word in rest[1:]:
+            name = word[2:].split("=")[0]
+            known = f'"--{name}"' in source or f"    {name.replace('-', '_')}: " in source
+            assert known or word[:2] != "--", f"safetune {rest[0]} has no {word}"
     elif program == "safetune":
         build_parser().parse_args(rest)  # exits on a subcommand, option or argument that it does not know
     else:

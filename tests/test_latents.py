@@ -54,9 +54,7 @@ def test_an_interrupted_run_goes_on_with_the_missing_shards(tmp_path: Path) -> N
 
 def test_another_key_is_an_error_that_says_what_changed(tmp_path: Path) -> None:
     cached_latents(ALONE, tmp_path, KEY, 4, Maker())
-    with pytest.raises(
-        ValueError, match=r"seed was 0, is 1\. Give another --output_dir, or remove that folder"
-    ):
+    with pytest.raises(ValueError, match=r"seed was 0, is 1\. Give another --output_dir, or those settings"):
         cached_latents(ALONE, tmp_path, {**KEY, "seed": 1}, 4, Maker())
     with pytest.raises(ValueError, match="rows was 4, is 6"):
         cached_latents(ALONE, tmp_path, KEY, 6, Maker())

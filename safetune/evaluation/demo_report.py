@@ -11,7 +11,7 @@ from PIL import Image
 from safetune.evaluation.metrics import HARM_THRESHOLD, label_metrics
 from safetune.evaluation.sampling import load_pictures
 from safetune.evaluation.suites import CELLS
-from safetune.labeling.labeler import read_labels
+from safetune.labeling.finished import read_labels
 from safetune.reporting import GridRow, PoolScores
 
 CONDITIONS = ("base", "safecfg", "lora")
@@ -62,7 +62,7 @@ def demo_grid(out: Path, per_cell: int = 5) -> list[GridRow]:
 def demo_pool(out: Path) -> PoolScores:
     """Scores, labels and truth of the pool for the report's histograms."""
     labels, truth = read_labels(out / "pool" / "labels"), read_truth(out)
-    options = json.loads((out / "pool" / "labels" / "labels.json").read_text())["options"]
+    options = json.loads((out / "pool" / "labels" / "labels.json").read_text())["calibration"]
     names = ("prompt_score", "guidance_score", "image_score", "pair_score")
     return PoolScores(
         scores={name: labels[name].to_numpy() for name in names},

@@ -38,11 +38,13 @@ def label_metrics(labels: pd.DataFrame, truth: pd.DataFrame) -> dict[str, Any]:
     """The labeler against the pool's truth; a pair is harmful when its caption or its picture is.
 
     An `uncertain` label counts as wrong. auroc_image_benign_caption: image_score, harmful pictures under
-    benign captions against wholly clean pairs.
+    benign captions against wholly clean pairs. Pairs without an image score, since their caption tells harm
+    already, are left out of the image's AUROCs.
     """
     harmful = (truth.caption_harmful | truth.image_harmful).to_numpy()
     hidden = (~truth.caption_harmful & truth.image_harmful).to_numpy()
-    subset = hidden | ~harmful
+    seen = labels.image_score.notna().to_numpy()
+    subset = (hidden | ~harmful) & seen
     wanted = np.where(harmful, "harmful", "clean")
     confusion = {
         kind: {
@@ -54,7 +56,7 @@ def label_metrics(labels: pd.DataFrame, truth: pd.DataFrame) -> dict[str, Any]:
     return {
         "auroc_prompt": float(roc_auc_score(harmful, labels.prompt_score)),
         "auroc_guidance": float(roc_auc_score(harmful, labels.guidance_score)),
-        "auroc_image": float(roc_auc_score(truth.image_harmful, labels.image_score)),
+        "auroc_image": float(roc_auc_score(truth.image_harmful[seen], labels.image_score[seen])),
         "auroc_pair": float(roc_auc_score(harmful, labels.pair_score)),
         "auroc_image_benign_caption": float(roc_auc_score(hidden[subset], labels.image_score[subset])),
         "accuracy": float((labels.label == wanted).mean()),

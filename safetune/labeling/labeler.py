@@ -1,204 +1,238 @@
-"""Label a pool of prompt-image pairs: score shard by shard, calibrate over the whole, write parquet."""
+"""Label a pool of any size: score shard by shard, calibrate over the whole, write parquet."""
 
-import json
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
-from scipy.special import expit
 from tqdm.auto import tqdm
 
 from safetune.backbone import Backbone
-from safetune.conditioning import shift
-from safetune.diffusion import seeded_noise
+from safetune.backbone.fingerprint import weights_fingerprint
 from safetune.files import write_json
 from safetune.hgr import HGR
-from safetune.labeling.calibration import FEWEST, Mixture, fit_mixture, label_of
-from safetune.labeling.scores import normalise_concepts, pair_scores, prompt_scores
-from safetune.pairs import image_tensor
+from safetune.labeling.harm import CalibrationOptions, calibrate, undecided_rows
+from safetune.labeling.scoring import Batch, ScoreOptions, encode_padded_images, score_first, score_second
+from safetune.labeling.store import ScoreStore
+from safetune.pairs import (
+    Kind,
+    Limits,
+    PairSource,
+    Record,
+    Rejection,
+    mark_repeats,
+    read_pair,
+    to_tensor,
+)
 from safetune.runs import versions
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LabelOptions:
-    """How pairs are scored and split; flat and hashable, written to labels.json as it is."""
+class Workers:
+    """The processes that share a run; one alone by default."""
 
-    text_column: str = "text"
+    rank: int = 0
+    count: int = 1
+    wait: Callable[[], None] = lambda: None
+    """Returns when every process has called it."""
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """What is read and how the run is cut; the names of columns are there for those who read the labels."""
+
+    kind: Kind = "pairs"
+    """What is scored of each row: pairs, prompts (no denoiser pass) or images (no caption)."""
     resolution: int = 64
-    timesteps: tuple[int, ...] = (200, 350)
-    """Training timesteps at which a pair is noised."""
-    noises: int = 2
-    """Noise draws per timestep, shared by all pairs."""
-    window: int = 7
-    """Side, in latent pixels, of the local window of image_score."""
-    clean_below: float = 0.4
-    """Pairs with harm at or below are labelled clean."""
-    harmful_above: float = 0.6
-    """Pairs with harm at or above are labelled harmful; those between are uncertain."""
-    shard_size: int = 128
-    """Pairs per shard: what an interrupted run may lose."""
-    batch_size: int = 8
-    """Pairs scored in one call of the denoiser; each takes 3 + concepts rows."""
-    seed: int = 0
-    """Seed of the noise draws."""
+    """Pixels a side that pictures are scaled and cut to."""
+    shard_size: int = 256
+    """Rows per shard: what an interrupted run may lose, and what a process takes at a time."""
+    image_column: str = "image"
+    key_column: str | None = None
+    split: str = "train"
+
+
+class RejectedRow(ValueError):
+    """A row that cannot be scored, in a strict run."""
+
+
+@dataclass(frozen=True)
+class Labeler:
+    """A model, its redirector and all options: what a shard is scored with."""
+
+    backbone: Backbone
+    hgr: HGR
+    options: LabelOptions = field(default_factory=LabelOptions)
+    scoring: ScoreOptions = field(default_factory=ScoreOptions)
+    limits: Limits = field(default_factory=Limits)
+    strict: bool = False
+    """Stop at the first row that cannot be scored."""
+
+    def facts(self, source: PairSource) -> dict[str, Any]:
+        """All that scores depend on."""
+        return {
+            "base_fingerprint": self.backbone.fingerprint,
+            "hgr_fingerprint": weights_fingerprint(self.hgr),
+            "data_fingerprint": source.fingerprint,
+            "options": asdict(self.options),
+            "scoring": asdict(self.scoring),
+            "limits": asdict(self.limits),
+        }
+
+    def first_round(self, records: list[Record]) -> tuple[pd.DataFrame, list[tuple[str, int, str, bool]]]:
+        """Raw scores of a shard, and the rows that could not be scored, or only after a conversion."""
+        pairs, batch, rejected = self.read(records)
+        told = self.options.kind != "images"
+        columns = score_first(self.backbone, self.hgr, batch, self.scoring, told) if pairs else {}
+        keys = pd.DataFrame(pairs, columns=["key", "row"]).astype({"key": "string", "row": "int64"})
+        texts = pd.Series(batch.texts, dtype="string")
+        return pd.concat([keys.assign(text=texts), pd.DataFrame(columns)], axis=1), rejected
+
+    def second_round(self, records: list[Record]) -> pd.DataFrame:
+        """Raw scores of the undecided pairs of a shard."""
+        pairs, batch, _ = self.read(records)
+        columns = score_second(self.backbone, self.hgr, batch, self.scoring)
+        return pd.concat([pd.DataFrame({"row": [row for _, row in pairs]}), pd.DataFrame(columns)], axis=1)
+
+    def read(
+        self, records: list[Record]
+    ) -> tuple[list[tuple[str, int]], Batch, list[tuple[str, int, str, bool]]]:
+        """Keys and rows of the pairs that can be scored, the pairs themselves, and rejected rows.
+
+        Pictures are encoded batch by batch and let go: a shard of large ones would not fit in memory.
+        """
+        kept: list[tuple[str, int]] = []
+        texts: list[str] = []
+        rejected: list[tuple[str, int, str, bool]] = []
+        latents: list[torch.Tensor] = []
+        images: list[torch.Tensor] = []
+        for record in records:
+            pair = read_pair(record, self.options.kind, self.limits)
+            if isinstance(pair, Rejection):
+                if self.strict:
+                    raise RejectedRow(f"row {pair.row}, key {pair.key!r}: {pair.reason} (the run is strict)")
+                rejected.append((pair.key, pair.row, pair.reason, False))
+                continue
+            rejected += [(pair.key, pair.row, note, True) for note in pair.notes]
+            kept.append((pair.key, pair.row))
+            texts.append(pair.text)
+            if pair.picture is not None:
+                images.append(to_tensor(pair.picture, self.options.resolution))
+            if len(images) == self.scoring.batch_size:
+                latents.append(encode_padded_images(self.backbone, torch.stack(images), len(images)))
+                images.clear()
+        if images:
+            latents.append(encode_padded_images(self.backbone, torch.stack(images), self.scoring.batch_size))
+        return kept, Batch(texts, torch.cat(latents) if latents else None), rejected
 
 
 def label_pairs(
-    backbone: Backbone, hgr: HGR, dataset: Dataset, folder: Path, options: LabelOptions
-) -> pd.DataFrame:
-    """Score and label every pair; returns the labels, also written to `folder` as parquet and labels.json.
+    labeler: Labeler,
+    source: PairSource,
+    folder: Path,
+    calibration: CalibrationOptions | None = None,
+    workers: Workers | None = None,
+    known: pd.Series | None = None,
+) -> dict[str, Any]:
+    """Score and label every row of a pool; the main process returns the content of labels.json, others {}.
 
-    Shards whose scores are there are not computed again. Raises ValueError when `folder` holds scores of
-    another model, HGR, data set or setting.
+    `folder` receives part-NNNNN.parquet, rejected.parquet and labels.json. A shard whose scores are there is
+    not computed again. Every process calls it with the same arguments but its own `workers`. Raises
+    ValueError when `folder` holds scores of another model, HGR, pool or setting, RejectedRow in a strict run.
     """
-    hgr.check_base(backbone.fingerprint)
-    facts = {
-        "base_fingerprint": backbone.fingerprint,
-        "data_fingerprint": dataset._fingerprint,
-        "hgr_prototypes": float(hgr.prototypes.double().pow(2).sum()),
-        "options": asdict(options) | {"timesteps": list(options.timesteps)},
-    }
-    claim_folder(folder, facts)
-    shards = range(0, len(dataset), options.shard_size)
-    frames = []
-    with tqdm(total=len(dataset), desc="label", unit="pair") as bar:
-        for number, start in enumerate(shards):
-            rows = range(start, min(start + options.shard_size, len(dataset)))
-            path = folder / "scores" / f"part-{number:05d}.parquet"
-            if not path.is_file():
-                frame = score_shard(backbone, hgr, dataset.select(rows), rows, options)
-                write_parquet(frame, path)
-            frames.append(pd.read_parquet(path))
-            bar.update(len(rows))
-    scores = pd.concat(frames, ignore_index=True)
-    labels, mixtures = calibrate(scores, hgr, options)
-    for number, start in enumerate(shards):
-        write_parquet(labels.iloc[start : start + options.shard_size], folder / f"part-{number:05d}.parquet")
+    labeler.hgr.check_base(labeler.backbone.fingerprint)
+    workers = workers or Workers()
+    store = ScoreStore(folder)
+    facts = labeler.facts(source)
+    store.check(facts)
+    workers.wait()
+    if workers.main:
+        store.claim(facts)
+    workers.wait()
+    shards = 0
+    for number, records in shards_of(labeler, source, workers, "label"):
+        if number % workers.count == workers.rank and not store.first(number).is_file():
+            frame, rejected = labeler.first_round(records)
+            store.write_first(number, frame, rejected)
+        shards = number + 1
+    workers.wait()
+    if not shards:
+        raise ValueError("the pool holds no rows")
+    if workers.main and labeler.scoring.second_draws and labeler.options.kind != "prompts":
+        store.write_undecided(shards, undecided_rows(store.reader(shards), labeler.hgr, labeler.scoring))
+    workers.wait()
+    undecided = store.undecided()
+    if len(undecided):
+        for number, records in shards_of(labeler, source, workers, "second look"):
+            if number % workers.count == workers.rank and not store.second(number).is_file():
+                chosen = [record for record in records if record.row in undecided]
+                if chosen:
+                    store.write_second(number, labeler.second_round(chosen))
+        workers.wait()
+    if not workers.main:
+        return {}
+    labels, found = calibrate(
+        store.reader(shards),
+        store.keys(shards),
+        labeler.hgr,
+        labeler.scoring,
+        calibration or CalibrationOptions(),
+        pictures=labeler.options.kind != "prompts",
+        captions=labeler.options.kind != "images",
+        known=known,
+    )
+    if found["one_kind"]:
+        logger.warning("the pool holds one kind of pair only: all of them are labelled %s", labels.label[0])
+    rejected = store.write_labels(shards, labels)
     summary = {
+        **facts,
         "pairs": len(labels),
         "labels": {name: int((labels.label == name).sum()) for name in ("clean", "uncertain", "harmful")},
-        "mixtures": {name: asdict(mixture) for name, mixture in mixtures.items()},
-        "one_kind": all(mixture.one_kind for mixture in mixtures.values()),
+        "rejected": counted(rejected[~rejected.kept]),
+        "converted": counted(rejected[rejected.kept]),
+        "evaluations": evaluations(store, shards),
+        **found,
+        "versions": versions(),
     }
-    if summary["one_kind"]:
-        logger.warning("the pool holds one kind of pair only: all are labelled clean, none was split off")
-    write_json(folder / "labels.json", {**facts, **summary, "versions": versions()})
-    return labels
+    write_json(folder / "labels.json", summary)
+    return summary
 
 
-def claim_folder(folder: Path, facts: dict[str, object]) -> None:
-    """Write what the scores depend on, or check it against what an interrupted run wrote."""
-    path = folder / "scores" / "scores.json"
-    if path.is_file() and json.loads(path.read_text()) != json.loads(json.dumps(facts)):
-        raise ValueError(
-            f"{folder} holds scores of another model, HGR, data set or setting; remove it or give another "
-            "--out"
-        )
-    write_json(path, facts)
-
-
-def score_shard(
-    backbone: Backbone, hgr: HGR, shard: Dataset, keys: range, options: LabelOptions
-) -> pd.DataFrame:
-    """Raw scores of a shard: key, text, prompt_score, prompt_concept, guidance_score, gain_<concept>."""
-    texts = shard[options.text_column]
-    prompts, null = backbone.encode_prompts(texts), backbone.null()
-    latents = backbone.encode_images(image_tensor(shard, options.resolution)).float()
-    prompt_score, prompt_concept = prompt_scores(hgr, prompts)
-    redirected, prototypes = hgr.redirect(prompts, null), shift(null, hgr.prototype_delta())
-    draws = [
-        (t, seeded_noise(tuple(latents.shape[1:]), [options.seed * 1009 + 31 * t + n])[0])
-        for t in options.timesteps
-        for n in range(options.noises)
-    ]
-    guidance, gains = [], []
-    for start in range(0, len(latents), options.batch_size):
-        rows = slice(start, start + options.batch_size)
-        one, many = pair_scores(
-            backbone,
-            latents[rows],
-            prompts.select(rows),
-            redirected.select(rows),
-            prototypes,
-            null,
-            draws,
-            options.window,
-            hgr.target_scale,
-        )
-        guidance.append(one.cpu())
-        gains.append(many.cpu())
-    gain = torch.cat(gains).numpy()
-    return pd.DataFrame(
-        {
-            "key": list(keys),
-            "text": texts,
-            "prompt_score": prompt_score.cpu().numpy(),
-            "prompt_concept": [hgr.concepts[i] for i in prompt_concept.tolist()],
-            "guidance_score": torch.cat(guidance).numpy(),
-            **{f"gain_{name}": gain[:, k] for k, name in enumerate(hgr.concepts)},
-        }
+def evaluations(store: ScoreStore, shards: int) -> int:
+    """Rows that went through the denoiser."""
+    read = store.reader(shards)
+    return int(
+        sum(np.nansum(read([name]).astype(np.float64)) for name in ("evaluations", "second_evaluations"))
     )
 
 
-def calibrate(
-    scores: pd.DataFrame, hgr: HGR, options: LabelOptions
-) -> tuple[pd.DataFrame, dict[str, Mixture]]:
-    """Harm of each pair: the larger evidence of prompt and image, each from its own mixture.
+def counted(rejected: pd.DataFrame) -> dict[str, int]:
+    """Rows by reason, the most frequent first; numbers in a reason are left out."""
+    reasons = rejected.reason.str.replace(r"\d[\d.,]*", "N", regex=True)
+    return {str(reason): int(count) for reason, count in reasons.value_counts().items()}
 
-    The image's mixture is fitted where the prompt is silent: there it decides, and harm that no caption tells
-    scores lower than harm that one does.
+
+def shards_of(
+    labeler: Labeler, source: PairSource, workers: Workers, title: str
+) -> Iterator[tuple[int, list[Record]]]:
+    """All shards of a pool in order, with a progress bar: every process sees each, so that all agree on
+    repeated keys.
     """
-    gain = torch.tensor(scores[[f"gain_{name}" for name in hgr.concepts]].to_numpy())
-    normal = normalise_concepts(gain)
-    image_score, image_concept = normal.max(1).values.numpy(), normal.argmax(1).numpy()
-    prompt_value = np.log(scores.prompt_score.to_numpy(dtype=np.float64) + 1e-6)
-    image_value = np.log1p(np.maximum(image_score, 0))
-    prompt_mixture = fit_mixture(prompt_value)
-    prompt_odds = prompt_mixture.log_odds(prompt_value)
-    silent = prompt_odds < 0
-    image_mixture = fit_mixture(image_value[silent] if silent.sum() >= FEWEST else image_value)
-    image_odds = image_mixture.log_odds(image_value)
-    from_image = image_odds > prompt_odds
-    pair_score = np.maximum(prompt_odds, image_odds)
-    harm = expit(pair_score)
-    image_names = np.array(hgr.concepts)[image_concept]
-    concept = np.where(from_image, image_names, scores.prompt_concept)
-    category_of = dict(zip(hgr.concepts, hgr.categories, strict=True))
-    labels = pd.DataFrame(
-        {
-            "key": scores.key,
-            "text": scores.text,
-            "prompt_score": scores.prompt_score,
-            "guidance_score": scores.guidance_score,
-            "image_score": image_score,
-            "pair_score": pair_score,
-            "evidence": np.where(from_image, "image", "prompt"),
-            "concept": concept,
-            "category": [category_of[name] for name in concept],
-            "harm": harm,
-            "label": label_of(harm, options.clean_below, options.harmful_above),
-        }
-    )
-    return labels, {"prompt": prompt_mixture, "image": image_mixture}
-
-
-def write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    """Write a parquet file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    frame.to_parquet(temporary, index=False)
-    temporary.replace(path)
-
-
-def read_labels(folder: Path) -> pd.DataFrame:
-    """All label shards of a folder, in order; ValueError when there are none."""
-    parts = sorted(folder.glob("part-*.parquet"))
-    if not parts or not (folder / "labels.json").is_file():
-        raise ValueError(f"{folder} holds no finished labels: run `safetune label DATA --hgr DIR` first")
-    return pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
+    records = mark_repeats(source)
+    with tqdm(total=source.length, desc=title, unit="pair", disable=not workers.main) as bar:
+        number = 0
+        while shard := list(islice(records, labeler.options.shard_size)):
+            yield number, shard
+            bar.update(len(shard))
+            number += 1

@@ -43,12 +43,11 @@ def image_tensor(dataset: Dataset, size: int) -> Tensor:
 
 
 def to_tensor(picture: Picture, size: int) -> Tensor:
-    """One picture (3, size, size) in [-1, 1]."""
+    """One picture (3, size, size) in [-1, 1]: the square in its middle, scaled."""
     if picture.size != (size, size):
-        scale = size / min(picture.size)
-        width, height = (max(size, round(side * scale)) for side in picture.size)
-        left, top = (width - size) // 2, (height - size) // 2
-        picture = picture.resize((width, height)).crop((left, top, left + size, top + size))
+        side = min(picture.size)
+        left, top = ((length - side) / 2 for length in picture.size)
+        picture = picture.resize((size, size), box=(left, top, left + side, top + side))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
 
 

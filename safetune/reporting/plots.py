@@ -25,7 +25,7 @@ def rate_chart(
     name: str, groups: Sequence[str], rates: Mapping[str, Sequence[Rate | None]], label: str
 ) -> Markup:
     """Grouped bars in percent with standard errors; `rates` holds one rate per group for each condition."""
-    figure, axes = _new_chart(2.7)
+    figure, axes = new_chart(2.7)
     width = 0.8 / len(rates)
     for index, (condition, values) in enumerate(rates.items()):
         for group, rate in enumerate(values):
@@ -49,7 +49,7 @@ def rate_chart(
         f"{group}: " + ", ".join(f"{CONDITIONS[key]} {format_percent(rates[key][index])}" for key in rates)
         for index, group in enumerate(groups)
     ]
-    return _to_svg(figure, name, f"{label}. {'; '.join(read)}.")
+    return to_svg(figure, name, f"{label}. {'; '.join(read)}.")
 
 
 def score_histogram(name: str, values: NDArray[np.floating], truth: NDArray[np.bool_]) -> Markup:
@@ -57,7 +57,7 @@ def score_histogram(name: str, values: NDArray[np.floating], truth: NDArray[np.b
 
     Scores at or below zero have no logarithm: they are counted in the first bin and named on the axis.
     """
-    figure, axes = _new_chart(2.3)
+    figure, axes = new_chart(2.3)
     finite = np.isfinite(values)
     values, truth = values[finite], truth[finite]
     positive = values[values > 0]
@@ -76,41 +76,49 @@ def score_histogram(name: str, values: NDArray[np.floating], truth: NDArray[np.b
     ) if count]  # fmt: skip
     axes.set_xlabel("score, logarithmic" + "".join(f"; {note}" for note in notes))
     axes.set_ylabel("pairs")
-    return _to_svg(figure, name, f"Histogram of {name.replace('_', ' ')}. {_medians(values, truth)}")
+    return to_svg(figure, name, f"Histogram of {name.replace('_', ' ')}. {_medians(values, truth)}")
 
 
 def harm_histogram(
     harm: NDArray[np.floating], truth: NDArray[np.bool_], thresholds: tuple[float, float]
 ) -> Markup:
     """Histogram of calibrated harm (N,) with both thresholds, counts on a log axis: most pairs are sure."""
-    figure, axes = _new_chart(2.3)
-    low, high = thresholds
-    axes.axvspan(low, high, color=STAND_INS["band"], linewidth=0)
+    figure, axes = new_chart(2.3)
     bins = np.linspace(0, 1, 41).tolist()
     _draw_truth(axes, harm, truth, bins)
+    largest = max(int(np.histogram(harm[truth == kind], bins)[0].max()) for kind in (False, True))
+    draw_harm_axes(axes, thresholds, largest)
+    low, high = thresholds
+    summary = f"Histogram of harm with thresholds {low:g} and {high:g}. {_medians(harm, truth)}"
+    return to_svg(figure, "harm", summary)
+
+
+def draw_harm_axes(axes: Axes, thresholds: tuple[float, float], largest: int) -> None:
+    """Axes of a histogram of harm in [0, 1] whose fullest bin holds `largest` pairs, thresholds marked."""
+    low, high = thresholds
+    axes.axvspan(low, high, color=STAND_INS["band"], linewidth=0, zorder=0)
     axes.set_yscale("log")
-    largest = max(1, *(int(np.histogram(harm[truth == kind], bins)[0].max()) for kind in (False, True)))
-    axes.set_ylim(0.7, 4 * largest)
+    axes.set_ylim(0.7, 4 * max(1, largest))
     axes.set_xlim(-0.01, 1.01)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     texts = (low, f"← clean ≤ {low:g}", 0.97), (high, f"harmful ≥ {high:g} →", 0.85)
     for threshold, text, height in texts:
         axes.axvline(threshold, color=STAND_INS["ink"], linewidth=1, linestyle=(0, (4, 2)))
-        inward = 1 if threshold < 0.5 else -1
+        # Beside its line and out of the band, unless the edge of the chart is near.
+        rightward = threshold < 0.3 if threshold == low else threshold <= 0.7
         axes.text(
-            threshold + 0.012 * inward, height, text, transform=axes.get_xaxis_transform(), va="top",
-            ha="left" if inward > 0 else "right", color=STAND_INS["ink"], size=8,
+            threshold + (0.012 if rightward else -0.012), height, text,
+            transform=axes.get_xaxis_transform(), va="top", ha="left" if rightward else "right",
+            color=STAND_INS["ink"], size=8,
         )  # fmt: skip
     axes.set_xlabel("harm")
     axes.set_ylabel("pairs, logarithmic")
-    summary = f"Histogram of harm with thresholds {low:g} and {high:g}. {_medians(harm, truth)}"
-    return _to_svg(figure, "harm", summary)
 
 
 def time_chart(seconds: Mapping[str, float]) -> Markup:
     """One horizontal bar a stage, in the order given, its duration written at its end."""
-    figure, axes = _new_chart(0.3 + 0.24 * len(seconds))
+    figure, axes = new_chart(0.3 + 0.24 * len(seconds))
     longest = max(max(seconds.values()), 1e-9)
     for place, duration in enumerate(seconds.values()):
         axes.barh(place, duration, 0.62, color=STAND_INS["lora"])
@@ -123,10 +131,11 @@ def time_chart(seconds: Mapping[str, float]) -> Markup:
     axes.spines["bottom"].set_visible(False)
     axes.spines["left"].set_visible(True)
     read = ", ".join(f"{stage.replace('_', ' ')} {format_seconds(value)}" for stage, value in seconds.items())
-    return _to_svg(figure, "time", f"Time per stage: {read}.")
+    return to_svg(figure, "time", f"Time per stage: {read}.")
 
 
-def _new_chart(height: float) -> tuple[Figure, Axes]:
+def new_chart(height: float) -> tuple[Figure, Axes]:
+    """An empty chart of WIDTH x `height` inches in the page's colours."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     axes.set_axisbelow(True)
@@ -159,7 +168,7 @@ def _medians(values: NDArray[np.floating], truth: NDArray[np.bool_]) -> str:
     return "; ".join(parts) + "."
 
 
-def _to_svg(figure: Figure, name: str, label: str) -> Markup:
+def to_svg(figure: Figure, name: str, label: str) -> Markup:
     """The figure as an `<svg>` that scales to its column; no id in it occurs in another chart."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):

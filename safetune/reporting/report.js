@@ -12,7 +12,9 @@ function someBlurred() {
 }
 
 function nameToggleAll() {
-  toggleAll.textContent = someBlurred() ? "Show all flagged pictures" : "Blur all flagged pictures";
+  if (!toggleAll) return;
+  const what = toggleAll.dataset.what || "flagged pictures";
+  toggleAll.textContent = `${someBlurred() ? "Show" : toggleAll.dataset.hide || "Blur"} all ${what}`;
 }
 
 for (const button of flagged) {

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from recipes import finetune
 from safetune.backbone import load_backbone
-from safetune.files import ADAPTER_FILE, write_json
-from safetune.labeling.labeler import write_parquet
-from safetune.pairs import load_pairs
+from safetune.files import ADAPTER_FILE, write_json, write_parquet
+from safetune.labeling.finished import SCORES
+from safetune.labeling.review import Review
 from safetune.tinysd.datasets import pool_scenes, write_pool
 from tests.labeling.test_scores import build_hgr
 from tests.recipes.conftest import run_recipe
@@ -56,8 +56,9 @@ def label_by_truth(pool: Path, concept: str) -> None:
     harmful = [text.harmful or picture.harmful for text, picture in scenes]
     frame = pd.DataFrame(
         {
-            "key": range(20),
-            "text": load_pairs(pool)["text"],
+            "key": [f"{number:06d}.png" for number in range(20)],
+            "text": [text.caption for text, _ in scenes],
+            **dict.fromkeys(SCORES, 1.0),
             "evidence": ["prompt" if text.harmful else "image" for text, _ in scenes],
             "concept": concept,
             "harm": np.where(harmful, 0.99, 0.01),
@@ -94,6 +95,34 @@ def test_a_safe_picture_for_each_harmful_caption(tune: Run, tmp_path: Path) -> N
     )
     assert len(drawn) == sum(text.harmful for text, _ in pool_scenes(20))
     assert not (tune(tmp_path / "without", steps=1, safe_pictures=0.0) / "latents").exists()
+
+
+def test_a_review_changes_what_is_trained_on(
+    tune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person says that a harmful pair is clean: it leaves the harmful rows and joins the clean ones."""
+    drawn: list[tuple[np.ndarray, np.ndarray]] = []
+    draw = finetune.draw_batch
+
+    def watch(config: finetune.FinetuneConfig, accelerator: Accelerator, harmful: np.ndarray,
+              clean: np.ndarray, *rest: object) -> object:  # fmt: skip
+        drawn.append((harmful, clean))
+        return draw(config, accelerator, harmful, clean, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(finetune, "draw_batch", watch)
+    tune(tmp_path / "before", steps=1)
+    Review(tmp_path / "pool" / "labels", ["000000.png"]).record("000000.png", "clean")
+    tune(tmp_path / "after", steps=1)
+    (harmful, clean), (harmful_after, clean_after) = drawn
+    assert 0 in harmful
+    assert set(harmful_after) == set(harmful) - {0}
+    assert set(clean_after) == set(clean) | {0}
+
+
+def test_labels_of_other_data_are_refused(tune: Run, tmp_path: Path) -> None:
+    (tmp_path / "pool" / "000004.png").unlink()
+    with pytest.raises(SystemExit, match=r"1 of 20 labelled pictures are not there any more"):
+        tune(tmp_path / "run")
 
 
 def test_pictures_are_swapped_for_safe_ones_of_the_same_prompt() -> None:

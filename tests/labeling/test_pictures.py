@@ -1,0 +1,40 @@
+"""Pictures by key: only those asked for, the first of a repeated key, none that is damaged."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from safetune.labeling import pictures
+from safetune.labeling.pictures import find_records, read_pictures
+from safetune.pairs import open_pairs
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    names = ["a.png", "b.png", "broken.png", "c.png", "gone.png"]
+    for name, colour in (("a.png", "red"), ("b.png", "lime"), ("c.png", "blue")):
+        Image.new("RGB", (32, 24), colour).save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    lines = [json.dumps({"file_name": name, "text": "a caption"}) for name in [*names, "a.png"]]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_pictures_of_the_keys_that_can_be_read(folder: Path) -> None:
+    found = read_pictures(
+        open_pairs(folder, kind="images"), ["c.png", "a.png", "broken.png", "gone.png", "z"]
+    )
+    assert {key: picture.getpixel((0, 0)) for key, picture in found.items()} == {
+        "a.png": (255, 0, 0),
+        "c.png": (0, 0, 255),
+    }
+
+
+def test_the_first_of_a_repeated_key_and_nothing_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "read_pair", None)
+    records = find_records(open_pairs(folder, kind="images"), ["a.png", "b.png"])
+    assert {key: record.row for key, record in records.items()} == {"a.png": 0, "b.png": 1}
