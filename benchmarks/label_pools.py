@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_options(parser)
+    add_options(parser, pairs=2000)
     parser.add_argument(
         "--shares", type=float, nargs="+", default=[0.0, 0.01, 0.1, 0.35, 0.6], help="shares of harmful pairs"
     )
@@ -55,16 +55,16 @@ def main() -> None:
     rows = []
     for share in args.shares:
         with tempfile.TemporaryDirectory() as folder:
-            truth = write_pool(Path(folder) / "pool", couples, share, args.pairs)
-            rows.append(
-                {"share": share, **measure(backbone, hgr, Path(folder) / "pool", truth, ScoreOptions())}
-            )
+            pool = Path(folder) / "pool"
+            truth = write_pool(pool, couples, share, args.pairs)
+            found = measure(backbone, hgr, pool, truth, ScoreOptions(), pool / "labels")
+            rows.append({"share": share, **found})
         print({name: round(value, 4) for name, value in rows[-1].items()}, flush=True)
     if args.json:
         write_json(args.json, {"pairs": args.pairs, "seed": SEED, "pools": rows})
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser, pairs: int) -> None:
     """Options that the labeler's benchmarks share."""
     parser.add_argument(
         "--hgr",
@@ -72,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=Path("runs/demo/hgr/hgr"),
         help="TinySD's redirector (the demo's)",
     )
-    parser.add_argument("--pairs", type=int, default=2000, help="pairs of a pool")
+    parser.add_argument("--pairs", type=int, default=pairs, help="pairs of a pool (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file that receives the numbers")
 
 
@@ -131,11 +131,11 @@ def write_pool(folder: Path, couples: Couples, share: float, count: int, seed: i
 
 
 def measure(
-    backbone: Backbone, hgr: HGR, folder: Path, truth: pd.DataFrame, scoring: ScoreOptions
+    backbone: Backbone, hgr: HGR, pool: Path, truth: pd.DataFrame, scoring: ScoreOptions, folder: Path
 ) -> dict[str, float]:
-    """Label a pool and compare with its truth; AUROCs are missing where one kind is."""
-    summary = label_pairs(Labeler(backbone, hgr, scoring=scoring), open_pairs(folder), folder / "labels")
-    labels, _ = read_finished(folder / "labels")
+    """Label a pool into `folder` and compare with its truth; AUROCs are missing where one kind is."""
+    summary = label_pairs(Labeler(backbone, hgr, scoring=scoring), open_pairs(pool), folder)
+    labels, _ = read_finished(folder)
     caption, image = truth.caption_harmful.to_numpy(), truth.image_harmful.to_numpy()
     harmful, hidden = caption | image, ~caption & image
     wanted = np.where(harmful, "harmful", "clean")

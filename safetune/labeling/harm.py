@@ -37,7 +37,7 @@ class CalibrationOptions:
     """Share of harmful labels that should be right by pairs of known truth; moves harmful_above."""
 
 
-def image_scores(read: Reader, hgr: HGR, options: ScoreOptions, draws: Sequence[Draw]) -> Floats:
+def image_scores(read: Reader, hgr: HGR, draws: Sequence[Draw]) -> Floats:
     """Scores (N, K) of each concept in each picture, in spreads of the pool's clean half.
 
     The mean over draws and statistics that a pair has; NaN for pairs without any.
@@ -55,13 +55,14 @@ def image_scores(read: Reader, hgr: HGR, options: ScoreOptions, draws: Sequence[
     return np.where(count > 0, total / np.maximum(count, 1), np.float32(np.nan)).astype(np.float32)
 
 
-def undecided_rows(read: Reader, hgr: HGR, options: ScoreOptions) -> NDArray[np.bool_]:
-    """Which pairs (N,) get the second round: the share `undecided` of those with scores, the highest ones."""
-    best = image_scores(read, hgr, options, options.first_draws).max(1)
+def undecided_rows(read: Reader, hgr: HGR, options: ScoreOptions, look: int) -> NDArray[np.bool_]:
+    """Which pairs (N,) get a look: its share of those with scores, the ones that have the highest so far."""
+    draws = [draw for earlier in options.draws[:look] for draw in earlier]
+    best = image_scores(read, hgr, draws).max(1)
     silent = ~np.isnan(best)
     if not silent.any():
         return silent
-    return silent & (best >= np.quantile(best[silent], 1 - options.undecided))
+    return silent & (best >= np.quantile(best[silent], 1 - options.shares[look]))
 
 
 def calibrate(
@@ -95,7 +96,7 @@ def calibrate(
     image = np.full((count, len(hgr.concepts)), np.nan, np.float32)
     image_odds = nothing
     if pictures:
-        image = image_scores(read, hgr, scoring, scoring.first_draws + scoring.second_draws)
+        image = image_scores(read, hgr, [draw for look in scoring.draws for draw in look])
         image_odds, mixtures["image"] = image_evidence(image.max(1), prompt_odds)
     from_image = image_odds > prompt_odds if captions else np.ones(count, dtype=bool)
     concept = np.where(from_image, np.nan_to_num(image, nan=-np.inf).argmax(1), along.argmax(1))

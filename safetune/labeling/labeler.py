@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 
 from safetune.backbone import Backbone
 from safetune.backbone.fingerprint import weights_fingerprint
-from safetune.files import write_json
+from safetune.files import write_json, write_parquet
 from safetune.hgr import HGR
 from safetune.labeling.harm import CalibrationOptions, calibrate, undecided_rows
-from safetune.labeling.scoring import Batch, ScoreOptions, encode_padded_images, score_first, score_second
+from safetune.labeling.scoring import Batch, ScoreOptions, encode_padded_images, first_look, further_look
 from safetune.labeling.store import ScoreStore
 from safetune.pairs import (
     Kind,
@@ -90,20 +90,22 @@ class Labeler:
             "limits": asdict(self.limits),
         }
 
-    def first_round(self, records: list[Record]) -> tuple[pd.DataFrame, list[tuple[str, int, str, bool]]]:
+    def first_look(self, records: list[Record]) -> tuple[pd.DataFrame, list[tuple[str, int, str, bool]]]:
         """Raw scores of a shard, and the rows that could not be scored, or only after a conversion."""
         pairs, batch, rejected = self.read(records)
         told = self.options.kind != "images"
-        columns = score_first(self.backbone, self.hgr, batch, self.scoring, told) if pairs else {}
+        columns = first_look(self.backbone, self.hgr, batch, self.scoring, told) if pairs else {}
         keys = pd.DataFrame(pairs, columns=["key", "row"]).astype({"key": "string", "row": "int64"})
         texts = pd.Series(batch.texts, dtype="string")
-        return pd.concat([keys.assign(text=texts), pd.DataFrame(columns)], axis=1), rejected
+        frame = pd.concat([keys.assign(text=texts), pd.DataFrame(columns)], axis=1)
+        return frame.rename(columns={"evaluations": "evaluations_0"}), rejected
 
-    def second_round(self, records: list[Record]) -> pd.DataFrame:
+    def further_look(self, records: list[Record], look: int) -> pd.DataFrame:
         """Raw scores of the undecided pairs of a shard."""
         pairs, batch, _ = self.read(records)
-        columns = score_second(self.backbone, self.hgr, batch, self.scoring)
-        return pd.concat([pd.DataFrame({"row": [row for _, row in pairs]}), pd.DataFrame(columns)], axis=1)
+        columns = further_look(self.backbone, self.hgr, batch, self.scoring.draws[look], self.scoring)
+        frame = pd.DataFrame({"row": [row for _, row in pairs], **columns})
+        return frame.rename(columns={"evaluations": f"evaluations_{look}"})
 
     def read(
         self, records: list[Record]
@@ -162,23 +164,26 @@ def label_pairs(
     workers.wait()
     shards = 0
     for number, records in shards_of(labeler, source, workers, "label"):
-        if number % workers.count == workers.rank and not store.first(number).is_file():
-            frame, rejected = labeler.first_round(records)
-            store.write_first(number, frame, rejected)
+        if number % workers.count == workers.rank and not store.look(0, number).is_file():
+            frame, rejected = labeler.first_look(records)
+            store.write_rejected(number, rejected)
+            write_parquet(frame, store.look(0, number))
         shards = number + 1
-    workers.wait()
     if not shards:
         raise ValueError("the pool holds no rows")
-    if workers.main and labeler.scoring.second_draws and labeler.options.kind != "prompts":
-        store.write_undecided(shards, undecided_rows(store.reader(shards), labeler.hgr, labeler.scoring))
     workers.wait()
-    undecided = store.undecided()
-    if len(undecided):
-        for number, records in shards_of(labeler, source, workers, "second look"):
-            if number % workers.count == workers.rank and not store.second(number).is_file():
-                chosen = [record for record in records if record.row in undecided]
-                if chosen:
-                    store.write_second(number, labeler.second_round(chosen))
+    looks = len(labeler.scoring.draws) if labeler.options.kind != "prompts" else 1
+    for look in range(1, looks):
+        if workers.main and not store.undecided(look).is_file():
+            mask = undecided_rows(store.reader(shards), labeler.hgr, labeler.scoring, look)
+            store.write_undecided(shards, look, mask)
+        workers.wait()
+        undecided = store.read_undecided(look)
+        for number, records in shards_of(labeler, source, workers, f"look {look + 1}"):
+            chosen = [record for record in records if record.row in undecided]
+            mine = number % workers.count == workers.rank
+            if mine and chosen and not store.look(look, number).is_file():
+                write_parquet(labeler.further_look(chosen, look), store.look(look, number))
         workers.wait()
     if not workers.main:
         return {}
@@ -201,7 +206,7 @@ def label_pairs(
         "labels": {name: int((labels.label == name).sum()) for name in ("clean", "uncertain", "harmful")},
         "rejected": counted(rejected[~rejected.kept]),
         "converted": counted(rejected[rejected.kept]),
-        "evaluations": evaluations(store, shards),
+        "evaluations": evaluations(store, shards, looks),
         **found,
         "versions": versions(),
     }
@@ -209,12 +214,10 @@ def label_pairs(
     return summary
 
 
-def evaluations(store: ScoreStore, shards: int) -> int:
+def evaluations(store: ScoreStore, shards: int, looks: int) -> int:
     """Rows that went through the denoiser."""
     read = store.reader(shards)
-    return int(
-        sum(np.nansum(read([name]).astype(np.float64)) for name in ("evaluations", "second_evaluations"))
-    )
+    return sum(int(np.nansum(read([f"evaluations_{look}"]), dtype=np.float64)) for look in range(looks))
 
 
 def counted(rejected: pd.DataFrame) -> dict[str, int]:

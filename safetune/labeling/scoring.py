@@ -29,12 +29,10 @@ class ScoreOptions:
     """Training timesteps of the exhaustive form."""
     noises: int = 2
     """Noise draws per timestep of the exhaustive form; noise is shared by all pairs."""
-    first: int = 200
-    """Timestep of the one draw that every pair gets whose caption does not tell harm."""
-    second: int = 400
-    """Timestep of the draw that undecided pairs get besides."""
-    undecided: float = 0.5
-    """Share of silent pairs that get it: those with the highest scores."""
+    looks: tuple[tuple[int, ...], ...] = ((200,), (400,), (300, 600))
+    """Timesteps of each look, one draw at each; the first is at all pairs whose caption tells no harm."""
+    shares: tuple[float, ...] = (1.0, 0.5, 0.3)
+    """Share of those pairs that each look is at: the ones with the highest scores so far."""
     told: float = 0.5
     """A caption tells harm when its redirection has this share of the median prototype's length."""
     window: float = 0.45
@@ -44,17 +42,18 @@ class ScoreOptions:
     seed: int = 0
     """Seed of the noise draws."""
 
-    @property
-    def first_draws(self) -> tuple[Draw, ...]:
-        """Draws of the first round; the exhaustive form has no other."""
-        if self.exhaustive:
-            return tuple((t, n) for t in self.timesteps for n in range(self.noises))
-        return ((self.first, 0),)
+    def __post_init__(self) -> None:
+        if len(self.looks) != len(self.shares):
+            raise ValueError(
+                f"{len(self.looks)} looks and {len(self.shares)} shares: give one share for each"
+            )
 
     @property
-    def second_draws(self) -> tuple[Draw, ...]:
-        """Draws of undecided pairs."""
-        return () if self.exhaustive else ((self.second, 0),)
+    def draws(self) -> tuple[tuple[Draw, ...], ...]:
+        """Draws of each look; the exhaustive form has one look."""
+        if self.exhaustive:
+            return (tuple((t, n) for t in self.timesteps for n in range(self.noises)),)
+        return tuple(tuple((t, 0) for t in look) for look in self.looks)
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,10 @@ def statistic_columns(hgr: HGR, draw: Draw) -> list[list[str]]:
     return [[f"{statistic}_{t}_{n}_{concept}" for concept in hgr.concepts] for statistic in STATISTICS]
 
 
-def score_first(
+def first_look(
     backbone: Backbone, hgr: HGR, batch: Batch, options: ScoreOptions, told: bool = True
 ) -> Columns:
-    """Columns of the first round: prompt_score, prompt_<concept>, guidance_score, statistics, evaluations.
+    """Columns of the first look: prompt_score, prompt_<concept>, guidance_score, statistics, evaluations.
 
     Scores that are not computed are NaN. With `told` False captions count as silent, as they do where only
     pictures are given.
@@ -92,17 +91,18 @@ def score_first(
     silent = np.ones(len(batch.texts), dtype=bool)
     if told and not options.exhaustive:
         silent = score < options.told * reference_length(hgr)
-    scored = score_draws(backbone, hgr, batch, prompts, silent, options.first_draws, options)
+    scored = score_draws(backbone, hgr, batch, prompts, silent, options.draws[0], options)
     return columns | scored
 
 
-def score_second(backbone: Backbone, hgr: HGR, batch: Batch, options: ScoreOptions) -> Columns:
-    """Columns of the second round: statistics of undecided pairs and second_evaluations."""
+def further_look(
+    backbone: Backbone, hgr: HGR, batch: Batch, draws: Sequence[Draw], options: ScoreOptions
+) -> Columns:
+    """Columns of another look: the statistics of pairs that are undecided so far, and evaluations."""
     prompts = backbone.encode_prompts(batch.texts)
     everyone = np.ones(len(batch.texts), dtype=bool)
-    columns = score_draws(backbone, hgr, batch, prompts, everyone, options.second_draws, options)
+    columns = score_draws(backbone, hgr, batch, prompts, everyone, draws, options)
     del columns["guidance_score"]
-    columns["second_evaluations"] = columns.pop("evaluations")
     return columns
 
 

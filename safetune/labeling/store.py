@@ -20,13 +20,13 @@ class ScoreStore:
     def __init__(self, folder: Path) -> None:
         self.folder, self.scores = folder, folder / "scores"
 
-    def first(self, number: int) -> Path:
-        """Raw scores of a shard's first round; written last, so that it marks the shard as finished."""
-        return self.scores / f"first-{number:05d}.parquet"
+    def look(self, look: int, number: int) -> Path:
+        """Raw scores of a shard at a look; those of look 0 are written last, and mark the shard as read."""
+        return self.scores / f"look{look}-{number:05d}.parquet"
 
-    def second(self, number: int) -> Path:
-        """Raw scores of a shard's undecided pairs."""
-        return self.scores / f"second-{number:05d}.parquet"
+    def undecided(self, look: int) -> Path:
+        """Row numbers of the pairs that get a look."""
+        return self.scores / f"undecided{look}.parquet"
 
     def rejected(self, number: int) -> Path:
         """Rows of a shard that could not be scored, or only after a conversion."""
@@ -40,46 +40,35 @@ class ScoreStore:
         """Write what the scores depend on."""
         write_json(self.scores / "scores.json", facts)
 
-    def write_first(
-        self, number: int, frame: pd.DataFrame, rejected: list[tuple[str, int, str, bool]]
-    ) -> None:
-        """Write a shard's first round."""
+    def write_rejected(self, number: int, rejected: list[tuple[str, int, str, bool]]) -> None:
+        """Write a shard's rejected rows."""
         table = pd.DataFrame(rejected, columns=list(REJECTED)).astype(REJECTED)
         write_parquet(table, self.rejected(number))
-        write_parquet(frame, self.first(number))
 
-    def write_second(self, number: int, frame: pd.DataFrame) -> None:
-        """Write a shard's second round."""
-        write_parquet(frame, self.second(number))
+    def write_undecided(self, shards: int, look: int, mask: np.ndarray) -> None:
+        """Write which pairs get a look."""
+        write_parquet(pd.DataFrame({"row": self._column(shards, "row")[mask]}), self.undecided(look))
 
-    def write_undecided(self, shards: int, mask: np.ndarray) -> None:
-        """Write which pairs get a second round: the numbers of their rows."""
-        rows = self._column(shards, "row")[mask]
-        write_parquet(pd.DataFrame({"row": rows}), self.scores / "undecided.parquet")
-
-    def undecided(self) -> frozenset[int]:
-        """Row numbers of the pairs that get a second round."""
-        path = self.scores / "undecided.parquet"
-        return frozenset(pd.read_parquet(path).row) if path.is_file() else frozenset()
+    def read_undecided(self, look: int) -> frozenset[int]:
+        """Row numbers of the pairs that get a look."""
+        return frozenset(pd.read_parquet(self.undecided(look)).row.tolist())
 
     def keys(self, shards: int) -> pd.Series:
         """Keys of all pairs, in order."""
         return pd.Series(self._column(shards, "key"), dtype="string")
 
     def reader(self, shards: int) -> Reader:
-        """Reads columns of all shards, whichever round they are of."""
+        """Reads columns of all shards, of the look that has them."""
 
         def read(names: list[str]) -> Floats:
             chunks = [np.zeros((0, len(names)), np.float32)]
             for number in range(shards):
-                file = pq.ParquetFile(self.first(number))
-                rows = file.read(columns=["row"]).to_pandas().row
+                rows = pd.read_parquet(self.look(0, number), columns=["row"]).row
                 values = np.full((len(rows), len(names)), np.nan, np.float32)
-                if names[0] in file.schema_arrow.names:
-                    values = file.read(columns=names).to_pandas()[names].to_numpy(np.float32)
-                elif self.second(number).is_file():
-                    found = pd.read_parquet(self.second(number), columns=["row", *names])
-                    values[np.searchsorted(rows, found.row)] = found[names].to_numpy(np.float32)
+                for path in sorted(self.scores.glob(f"look*-{number:05d}.parquet")):
+                    if names[0] in pq.read_schema(path).names:
+                        found = pd.read_parquet(path, columns=["row", *names])
+                        values[np.searchsorted(rows, found.row)] = found[names].to_numpy(np.float32)
                 chunks.append(values)
             return np.concatenate(chunks)
 
@@ -89,7 +78,7 @@ class ScoreStore:
         """Write the labels shard by shard, captions beside them, and rejected.parquet, which it returns."""
         start = 0
         for number in range(shards):
-            text = pd.read_parquet(self.first(number), columns=["text"]).text
+            text = pd.read_parquet(self.look(0, number), columns=["text"]).text
             part = labels.iloc[start : start + len(text)].reset_index(drop=True)
             part.insert(1, "text", text)
             write_parquet(part, self.folder / f"part-{number:05d}.parquet")
@@ -100,5 +89,8 @@ class ScoreStore:
 
     def _column(self, shards: int, name: str) -> np.ndarray:
         return np.concatenate(
-            [pd.read_parquet(self.first(number), columns=[name])[name].to_numpy() for number in range(shards)]
+            [
+                pd.read_parquet(self.look(0, number), columns=[name])[name].to_numpy()
+                for number in range(shards)
+            ]
         )

@@ -1,5 +1,6 @@
 """Labels of a pool: shards are resumed, not computed again, not mixed with others, and cut in any way."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +39,11 @@ def test_resume_computes_only_what_is_missing(
     labeler, source = build_labeler(tiny_pipeline), open_pairs(pool)
     label_pairs(labeler, source, tmp_path / "whole")
     label_pairs(labeler, source, tmp_path / "cut")
-    (tmp_path / "cut" / "scores" / "first-00001.parquet").unlink()
+    (tmp_path / "cut" / "scores" / "look0-00001.parquet").unlink()
     (tmp_path / "cut" / "part-00002.parquet").unlink()
     calls = []
-    score = Labeler.first_round
-    monkeypatch.setattr(Labeler, "first_round", lambda *args: (calls.append(1), score(*args))[1])
+    score = Labeler.first_look
+    monkeypatch.setattr(Labeler, "first_look", lambda *args: (calls.append(1), score(*args))[1])
     label_pairs(labeler, source, tmp_path / "cut")
     assert len(calls) == 1
     whole, cut = read_labels(tmp_path / "whole"), read_labels(tmp_path / "cut")
@@ -52,19 +53,20 @@ def test_resume_computes_only_what_is_missing(
     assert len(list((tmp_path / "cut").glob("part-*.parquet"))) == 3
 
 
-def test_two_processes_write_what_one_does(pool: Path, tmp_path: Path, tiny_pipeline: Path) -> None:
-    """The shares of two processes one after the other: what one lacks, the other has."""
+def test_two_workers_write_what_one_does(pool: Path, tmp_path: Path, tiny_pipeline: Path) -> None:
     labeler, source = build_labeler(tiny_pipeline), open_pairs(pool)
     label_pairs(labeler, source, tmp_path / "one")
-    rounds: list[str] = []
+    barrier = threading.Barrier(2, timeout=60)
 
-    def other_gets_as_far() -> None:
-        """At the ends of the first process's rounds the second one does its share of them."""
-        rounds.append("")
-        if len(rounds) in (3, 5):
-            label_pairs(labeler, source, tmp_path / "two", workers=Workers(1, 2))
+    def work(rank: int) -> None:
+        workers = Workers(rank, 2, lambda: (barrier.wait(), None)[1])
+        label_pairs(labeler, source, tmp_path / "two", workers=workers)
 
-    label_pairs(labeler, source, tmp_path / "two", workers=Workers(0, 2, other_gets_as_far))
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     one, two = read_labels(tmp_path / "one"), read_labels(tmp_path / "two")
     pd.testing.assert_frame_equal(one, two, check_exact=True)
 
@@ -94,7 +96,7 @@ def test_exhaustive_scores_every_pair_at_every_draw(pool: Path, tmp_path: Path, 
     summary = label_pairs(labeler, open_pairs(pool), tmp_path / "out")
     assert summary["evaluations"] == 20 * 4 * (3 + 2)
     assert read_labels(tmp_path / "out").image_score.notna().all()
-    assert not list((tmp_path / "out" / "scores").glob("second-*"))
+    assert not list((tmp_path / "out" / "scores").glob("look1-*"))
 
 
 def test_adaptive_spends_passes_where_a_pair_is_undecided(
@@ -105,9 +107,11 @@ def test_adaptive_spends_passes_where_a_pair_is_undecided(
     summary = label_pairs(labeler, open_pairs(pool), labels_folder)
     labels = read_labels(labels_folder)
     silent = int(labels.image_score.notna().sum())
-    looked_at_twice = len(pd.read_parquet(labels_folder / "scores" / "undecided.parquet"))
-    assert 0 < looked_at_twice <= silent / 2 + 1
-    assert summary["evaluations"] == 5 * silent + 2 * (20 - silent) + 5 * looked_at_twice
+    second, third = (
+        len(pd.read_parquet(labels_folder / "scores" / f"undecided{look}.parquet")) for look in (1, 2)
+    )
+    assert 0 < third <= second <= silent / 2 + 1
+    assert summary["evaluations"] == 5 * silent + 2 * (20 - silent) + 5 * second + 2 * 5 * third
 
 
 def test_prompts_alone_and_images_alone(pool: Path, tmp_path: Path, tiny_pipeline: Path) -> None:
@@ -142,7 +146,7 @@ def test_scores_of_other_settings_are_not_mixed(pool: Path, tmp_path: Path, tiny
     source = open_pairs(pool)
     label_pairs(build_labeler(tiny_pipeline), source, tmp_path / "out")
     with pytest.raises(ValueError, match="was made with other settings: scoring was"):
-        label_pairs(build_labeler(tiny_pipeline, first=100), source, tmp_path / "out")
+        label_pairs(build_labeler(tiny_pipeline, told=0.4), source, tmp_path / "out")
 
 
 def test_labels_beside_the_data_do_not_change_the_data(pool: Path, tiny_pipeline: Path) -> None:
