@@ -36,7 +36,7 @@ from safetune.labeling.finished import read_labels
 from safetune.labeling.pictures import labelled_latents
 from safetune.latents import drawn_latents
 from safetune.pairs import open_pairs
-from safetune.precision import resolve_precision, use_plain_attention
+from safetune.precision import resolve_precision, use_plain_backward
 from safetune.runs import Metrics, check_world_size, write_run
 
 logger = logging.getLogger("finetune")
@@ -116,7 +116,7 @@ def main() -> None:
     eta = (config.guidance_scale - 1) / config.guidance_scale if config.eta is None else config.eta
 
     backbone = load_backbone(config.model, accelerator.device)
-    use_plain_attention(backbone.denoiser, accelerator.device)
+    use_plain_backward(backbone.denoiser, accelerator.device)
     hgr = HGR.from_pretrained(config.hgr).to(accelerator.device).eval().requires_grad_(False)
     hgr.check_base(backbone.fingerprint)
     try:

@@ -58,7 +58,7 @@ from safetune.hgr.validation import (
 )
 from safetune.latents import cached_latents, drawn_latents, latent_factor, native_resolution
 from safetune.pairs import image_tensor, load_pairs
-from safetune.precision import resolve_precision, use_plain_attention
+from safetune.precision import resolve_precision, use_plain_backward
 from safetune.prompts import read_prompts
 from safetune.runs import Metrics, check_world_size, write_run
 
@@ -101,7 +101,9 @@ class HGRConfig:
     steps: int = 900
     """Optimizer steps."""
     batch_size: int = 16
-    """Prompts per forward pass and process; half harmful, half clean."""
+    """Prompts per forward pass and process."""
+    clean_share: float = 0.5
+    """Share of clean prompts among them; harmful ones have three passes of the teacher, clean ones one."""
     gradient_accumulation: int = 1
     """Forward passes per optimizer step: k of them are one batch of k * batch_size."""
     lr: float = 1.2e-3
@@ -148,8 +150,10 @@ class HGRConfig:
             raise ValueError(
                 f"guidance_scale {self.guidance_scale}: give more than 1, there is no guidance below"
             )
-        if self.batch_size < 2 or self.batch_size % 2:
-            raise ValueError(f"batch_size {self.batch_size}: give an even number, half of it is clean")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size {self.batch_size}: give 2 or more, harmful prompts and clean ones")
+        if not 0 < self.clean_share < 1:
+            raise ValueError(f"clean_share {self.clean_share}: give more than 0 and less than 1, such as 0.5")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay {self.ema_decay}: give 0 for none, or less than 1, such as 0.99")
         if not 0 < self.validation_share <= 0.5:
@@ -182,7 +186,7 @@ def main() -> None:
     device = accelerator.device
 
     backbone = load_backbone(config.model, device, getattr(torch, config.base_dtype))
-    use_plain_attention(backbone.denoiser, device)
+    use_plain_backward(backbone.denoiser, device)
     try:
         latents = picture_latents(config, accelerator, backbone, rows, dataset)
     except ValueError as mistake:
@@ -437,9 +441,9 @@ def draw_batch(
     """
     rng = np.random.default_rng([config.seed, step])
     count = config.batch_size * config.gradient_accumulation * accelerator.num_processes
-    rows = np.stack(
-        [rng.choice(harmful_rows, count // 2), rng.choice(clean_rows, count // 2)], axis=1
-    ).flatten()
+    whole = np.floor(np.arange(count + 1) * config.clean_share + 1e-9)
+    is_clean = np.diff(whole) > 0  # spread evenly, so that every process has both kinds
+    rows = np.where(is_clean, rng.choice(clean_rows, count), rng.choice(harmful_rows, count))
     timesteps, seeds = rng.integers(config.min_timestep, 1000, count), rng.integers(0, 2**31, count)
     place = accelerator.process_index * config.gradient_accumulation + part
     mine = slice(place * config.batch_size, (place + 1) * config.batch_size)

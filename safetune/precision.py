@@ -2,8 +2,8 @@
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
-from torch import nn
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
 
 NAMES = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -28,12 +28,26 @@ def resolve_precision(name: str) -> str:
     return NAMES[fast_dtype()] if name == "auto" else name
 
 
-def use_plain_attention(denoiser: nn.Module, device: torch.device) -> None:
-    """On a CPU, give a UNet of small latents (32 a side at most) attention without the fused kernel.
+class PlainBackwardAttention:
+    """Attention of a UNet without the fused kernel where a gradient is wanted, with it elsewhere.
 
-    There the way back through PyTorch's fused attention takes a third longer, and in bf16 it can be far off.
-    Larger latents keep it: plain attention holds all scores in memory.
+    On a CPU the way back through PyTorch's fused attention takes a third longer, and in bf16 it can be far
+    off.
+    """
+
+    def __init__(self) -> None:
+        self.plain, self.fused = AttnProcessor(), AttnProcessor2_0()
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *args: object, **options: object) -> Tensor:
+        processor = self.plain if torch.is_grad_enabled() else self.fused
+        return processor(attn, hidden_states, *args, **options)
+
+
+def use_plain_backward(denoiser: nn.Module, device: torch.device) -> None:
+    """On a CPU, give a UNet of small latents (32 a side at most) PlainBackwardAttention.
+
+    Larger latents keep the fused kernel: plain attention holds all scores in memory.
     """
     small = isinstance(denoiser, UNet2DConditionModel) and int(denoiser.config.sample_size) <= 32
     if device.type == "cpu" and small:
-        denoiser.set_attn_processor(AttnProcessor())  # type: ignore[operator]
+        denoiser.set_attn_processor(PlainBackwardAttention())  # type: ignore[operator]
