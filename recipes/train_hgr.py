@@ -104,6 +104,9 @@ class HGRConfig:
     """Prompts per forward pass and process."""
     clean_share: float = 0.5
     """Share of clean prompts among them; harmful ones have three passes of the teacher, clean ones one."""
+    teacher_reuse: int = 1
+    """Optimizer steps in a row that one batch of the teacher's targets serves. The redirector sees no noise, so
+    that it cannot learn a batch by heart; 2 saves half of the teacher's passes."""
     gradient_accumulation: int = 1
     """Forward passes per optimizer step: k of them are one batch of k * batch_size."""
     lr: float = 1.2e-3
@@ -158,7 +161,13 @@ class HGRConfig:
             raise ValueError(f"ema_decay {self.ema_decay}: give 0 for none, or less than 1, such as 0.99")
         if not 0 < self.validation_share <= 0.5:
             raise ValueError(f"validation_share {self.validation_share}: give more than 0, at most 0.5")
-        for name in ("steps", "gradient_accumulation", "validate_every", "checkpoint_every"):
+        for name in (
+            "steps",
+            "teacher_reuse",
+            "gradient_accumulation",
+            "validate_every",
+            "checkpoint_every",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: give 1 or more")
         if self.patience < 0:
@@ -276,27 +285,35 @@ def main() -> None:
         disable=not accelerator.is_main_process,
     )
     done = first
+    targets: dict[tuple[int, int], torch.Tensor] = {}
     for step in bar:
         passes = []
         ramp = min(1.0, step / max(1.0, config.clean_ramp * config.steps))
         for part in range(config.gradient_accumulation):
-            drawn, timesteps, seeds = draw_batch(config, accelerator, harmful_rows, clean_rows, step, part)
+            drawn, timesteps, seeds = draw_batch(
+                config, accelerator, harmful_rows, clean_rows, step // config.teacher_reuse, part
+            )
             x0, t = latents[drawn].to(device), timesteps.to(device)
             noisy = backbone.add_noise(x0, seeded_noise(tuple(x0.shape[1:]), seeds).to(x0), t)
             batch, positives, negatives, harmful = encoded.batch(drawn, device)
             with accelerator.accumulate(hgr):
                 with accelerator.autocast():
-                    target, _ = teacher_targets(
-                        backbone,
-                        noisy,
-                        t,
-                        positives,
-                        negatives,
-                        null,
-                        harmful,
-                        config.guidance_scale,
-                        config.strength,
-                    )
+                    if (step // config.teacher_reuse, part) not in targets:
+                        target, _ = teacher_targets(
+                            backbone,
+                            noisy,
+                            t,
+                            positives,
+                            negatives,
+                            null,
+                            harmful,
+                            config.guidance_scale,
+                            config.strength,
+                        )
+                        if part == 0:
+                            targets.clear()
+                        targets[step // config.teacher_reuse, part] = target
+                    target = targets[step // config.teacher_reuse, part]
                     delta = Conditioning(*hgr(batch.embeds))
                     predicted = backbone.predict(noisy, t, shift(null, delta))
                 loss, scalars = redirection_loss(

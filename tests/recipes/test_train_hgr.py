@@ -39,7 +39,9 @@ def test_the_shipped_configs_are_valid_and_their_headers_hold_the_command(path: 
         ([], "got none of data, bank and prompts: give exactly one"),
         (["--data=a", "--bank=i2p"], "got data and bank of data, bank and prompts: give exactly one"),
         (["--bank=i2p", "--guidance_scale=1"], "guidance_scale 1.0: give more than 1"),
-        (["--bank=i2p", "--batch_size=3"], "batch_size 3: give an even number"),
+        (["--bank=i2p", "--batch_size=1"], "batch_size 1: give 2 or more"),
+        (["--bank=i2p", "--clean_share=1"], "clean_share 1.0: give more than 0 and less than 1"),
+        (["--bank=i2p", "--teacher_reuse=0"], "teacher_reuse 0: give 1 or more"),
         (["--bank=i2p", "--ema_decay=1"], "ema_decay 1.0: give 0 for none"),
         (["--bank=i2p", "--validation_share=0"], "validation_share 0.0: give more than 0"),
         (["--bank=i2p", "--gradient_accumulation=0"], "gradient_accumulation 0: give 1 or more"),
@@ -193,11 +195,11 @@ def test_accumulated_passes_equal_one_batch(train: Run, tmp_path: Path) -> None:
     assert_close_runs(whole, parts)
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}, {"teacher_reuse": 2}])
 def test_a_killed_run_goes_on_bit_for_bit(
-    ema_decay: float, train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, object], train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"steps": 6, "checkpoint_every": 3, "validate_every": 2, "ema_decay": ema_decay}
+    settings = {"steps": 6, "checkpoint_every": 3, "validate_every": 2, **options}
     straight = train(tmp_path / "straight", **settings)
     log, died = train_hgr.Metrics.log, []
 
@@ -217,6 +219,15 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert died
     for name in ("metrics.jsonl", "validation.jsonl", "hgr/model.safetensors"):
         assert (killed / name).read_bytes() == (straight / name).read_bytes(), name
+
+
+def test_a_teacher_batch_serves_several_steps(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, teach = [], train_hgr.teacher_targets
+    monkeypatch.setattr(train_hgr, "teacher_targets", lambda *args: (calls.append(1), teach(*args))[1])
+    train(tmp_path, steps=6, teacher_reuse=3, gradient_accumulation=2)
+    assert len(calls) == 2 * 2
 
 
 def test_the_average_is_what_is_validated_and_saved(train: Run, tmp_path: Path) -> None:
