@@ -32,9 +32,9 @@ from safetune.finetuning.adapters import TARGETS, add_lora, teacher
 from safetune.finetuning.objective import teacher_targets, unlearning_loss
 from safetune.guidance import disable_safecfg, enable_safecfg
 from safetune.hgr import HGR
-from safetune.labeling.finished import read_labels
+from safetune.labeling.finished import check_redirector, read_labels
 from safetune.labeling.pictures import labelled_latents
-from safetune.latents import drawn_latents
+from safetune.latents import drawn_latents, native_resolution
 from safetune.pairs import open_pairs
 from safetune.precision import resolve_precision, use_plain_backward
 from safetune.runs import Metrics, check_world_size, write_run
@@ -54,8 +54,8 @@ class FinetuneConfig:
     """Base model: "tinysd", a folder in diffusers layout, or a hub name."""
     output_dir: Path = Path("runs/finetune")
     """Run folder; the adapter is written to output_dir/adapter."""
-    resolution: int = 64
-    """Pictures are scaled and cut to this many pixels a side."""
+    resolution: int | None = None
+    """Pictures are scaled and cut to this many pixels a side; the model's own by default."""
     rank: int = 16
     """Rank of the LoRA."""
     alpha: float = 16.0
@@ -119,10 +119,13 @@ def main() -> None:
     use_plain_backward(backbone.denoiser, accelerator.device)
     hgr = HGR.from_pretrained(config.hgr).to(accelerator.device).eval().requires_grad_(False)
     hgr.check_base(backbone.fingerprint)
+    resolution = config.resolution or native_resolution(backbone)
     try:
         source = open_pairs(config.data)
-        labels = read_labels(config.labels or Path(config.data) / "labels")
-        latents = labelled_latents(backbone, source, labels.key, config.resolution)
+        folder = config.labels or Path(config.data) / "labels"
+        labels = read_labels(folder)
+        check_redirector(folder, weights_fingerprint(hgr))
+        latents = labelled_latents(backbone, source, labels.key, resolution)
     except ValueError as mistake:
         raise SystemExit(f"finetune: {mistake}") from None
     harm = torch.tensor(labels.harm.to_numpy(), dtype=torch.float32, device=accelerator.device)
@@ -140,7 +143,9 @@ def main() -> None:
     safe_rows = np.full(len(labels), -1)
     safe_rows[told] = len(labels) + np.arange(len(told))
     if len(told):
-        latents = torch.cat([latents, safe_latents(config, accelerator, backbone, hgr, captions, told)])
+        latents = torch.cat(
+            [latents, safe_latents(config, accelerator, backbone, hgr, captions, told, resolution)]
+        )
     concept_places = torch.tensor([hgr.concepts.index(name) for name in labels.concept])
     prototypes = shift(null, hgr.prototype_delta())
     spread = Conditioning(
@@ -231,6 +236,7 @@ def safe_latents(
     hgr: HGR,
     captions: Sequence[str],
     rows: np.ndarray,
+    resolution: int,
 ) -> torch.Tensor:
     """Latents (len(rows), C, h, w) that SafeCFG draws for the captions of `rows`, kept in the run folder."""
     enable_safecfg(backbone.pipeline, hgr, fingerprint=backbone.fingerprint)
@@ -241,7 +247,7 @@ def safe_latents(
         [captions[row] for row in rows],
         rows.tolist(),
         config.seed,
-        config.resolution,
+        resolution,
         config.picture_steps,
         config.guidance_scale,
         config.batch_size,

@@ -68,12 +68,16 @@ class HGR(
         self.pooled_prototypes: Tensor
 
     def forward(self, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Deltas (B, L, D) and (B, P) or None of prompts (B, L, D), in the redirector's own precision."""
-        normed = self.norm_in(embeds.to(self.positions.dtype))
-        hidden = self.project_in(normed) + self.positions[: embeds.shape[1]]
-        hidden = self.norm_out(self.blocks(hidden))
-        pooled = None if self.project_pooled is None else self.project_pooled(hidden.mean(1))
-        return self.project_out(hidden) + self.gate(hidden) * normed, pooled
+        """Deltas (B, L, D) and (B, P) or None of prompts (B, L, D), in the redirector's own precision.
+
+        Autocast stays out of it: it is small, and on CPUs the gradient of fused attention in bf16 is wrong.
+        """
+        with torch.autocast(embeds.device.type, enabled=False):
+            normed = self.norm_in(embeds.to(self.positions.dtype))
+            hidden = self.project_in(normed) + self.positions[: embeds.shape[1]]
+            hidden = self.norm_out(self.blocks(hidden))
+            pooled = None if self.project_pooled is None else self.project_pooled(hidden.mean(1))
+            return self.project_out(hidden) + self.gate(hidden) * normed, pooled
 
     @torch.no_grad()
     def delta(self, conditioning: Conditioning) -> Conditioning:

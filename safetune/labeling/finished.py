@@ -30,3 +30,14 @@ def read_labels(folder: Path) -> pd.DataFrame:
     """All labels of a folder in order, a person's decisions laid over the labeler's."""
     labels, _ = read_finished(folder)
     return apply_review(labels, folder)
+
+
+def check_redirector(folder: Path, fingerprint: str) -> None:
+    """ValueError when the labels of a folder were written with another redirector than the one named."""
+    facts = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    found = facts.get("hgr_fingerprint", fingerprint)
+    if found != fingerprint:
+        raise ValueError(
+            f"the labels in {folder} come from the redirector {found}, the one given is {fingerprint}: give "
+            "that one as --hgr, or run `safetune label` again"
+        )

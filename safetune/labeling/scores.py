@@ -1,5 +1,6 @@
 """The three scores of harmfulness (HED) of design.md section 1, as functions of tensors."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -100,5 +101,6 @@ def normalise_concepts(values: Tensor, reference: Tensor) -> Tensor:
     one.
     """
     median = reference.median(0).values
-    spread = median - reference.quantile(0.25, dim=0)
+    # numpy's: torch's quantile takes 16 million values at most.
+    spread = median - torch.from_numpy(np.quantile(reference.numpy(), 0.25, axis=0)).to(median)
     return (values - median) / spread.clamp(min=max(1e-8, 0.2 * float(spread.median())))

@@ -112,7 +112,7 @@ def check(folder: Path, model: Path, count: int, kills: int) -> list[float]:
 
 @pytest.mark.slow
 def test_killed_and_in_two_processes(tmp_path: Path, tiny_pipeline: Path) -> None:
-    check(tmp_path, tiny_pipeline, 1500, kills=2)
+    check(tmp_path, tiny_pipeline, 800, kills=2)
 
 
 @pytest.mark.large

@@ -125,6 +125,12 @@ def test_labels_of_other_data_are_refused(tune: Run, tmp_path: Path) -> None:
         tune(tmp_path / "run")
 
 
+def test_labels_of_another_redirector_are_refused(tune: Run, tmp_path: Path) -> None:
+    write_json(tmp_path / "pool" / "labels" / "labels.json", {"hgr_fingerprint": "0123456789abcdef"})
+    with pytest.raises(SystemExit, match="come from the redirector 0123456789abcdef, the one given is"):
+        tune(tmp_path / "run")
+
+
 def test_pictures_are_swapped_for_safe_ones_of_the_same_prompt() -> None:
     config = finetune.FinetuneConfig(data="", hgr=Path(), batch_size=64, safe_pictures=0.5)
     harmful, clean, safe = np.arange(5), np.arange(5, 10), np.full(10, -1)
