@@ -239,8 +239,7 @@ def main() -> None:
     ).to(device)
     checkpoints = config.output_dir / "checkpoints"
     if not last_checkpoint(checkpoints)[0]:
-        with accelerator.autocast():
-            left = warm_start(hgr, encoded, harmful_rows, clean_rows, config.warm_steps, seed=config.seed)
+        left = warm_start(hgr, encoded, harmful_rows, clean_rows, config.warm_steps, seed=config.seed)
         logger.info("warm start: %d steps, %.0f%% of c - s(c) is left", config.warm_steps, 100 * left)
     optimizer = torch.optim.AdamW(hgr.parameters(), lr=config.lr, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, config.steps // 20, config.steps)

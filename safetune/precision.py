@@ -31,8 +31,7 @@ def resolve_precision(name: str) -> str:
 class PlainBackwardAttention:
     """Attention of a UNet without the fused kernel where a gradient is wanted, with it elsewhere.
 
-    On a CPU the way back through PyTorch's fused attention takes a third longer, and in bf16 it can be far
-    off.
+    On a CPU the way back through PyTorch's fused attention takes a third longer.
     """
 
     def __init__(self) -> None:

@@ -70,7 +70,8 @@ class HGR(
     def forward(self, embeds: Tensor) -> tuple[Tensor, Tensor | None]:
         """Deltas (B, L, D) and (B, P) or None of prompts (B, L, D), in the redirector's own precision.
 
-        Autocast stays out of it: it is small, and on CPUs the gradient of fused attention in bf16 is wrong.
+        Autocast stays out of it: the redirector is small, and a context that outlives an optimizer step would
+        go on with the copies of the weights that it made before.
         """
         with torch.autocast(embeds.device.type, enabled=False):
             normed = self.norm_in(embeds.to(self.positions.dtype))
