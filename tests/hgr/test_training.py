@@ -73,6 +73,15 @@ def test_warm_start_is_a_function_of_its_seed_and_of_the_rows_it_is_given() -> N
     assert all(weight.isfinite().all() for weight in third.parameters())
 
 
+def test_a_context_of_autocast_around_it_changes_nothing() -> None:
+    """Autocast keeps copies of weights until it ends: 150 steps inside would all see the first ones."""
+    encoded, harmful, clean = rows_with_harm()
+    rows, first, second = without_pooled(encoded), build(), build()
+    left = warm_start(first, rows, harmful, clean, steps=150, batch_size=32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert warm_start(second, rows, harmful, clean, steps=150, batch_size=32) == left < 0.2
+
+
 def test_no_warm_start() -> None:
     hgr = build()
     encoded, harmful, clean = rows_with_harm()
