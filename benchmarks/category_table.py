@@ -21,7 +21,7 @@ from safetune.conditioning import Conditioning, shift
 from safetune.evaluation.metrics import picture_outcomes
 from safetune.files import write_json
 from safetune.hgr import HGR
-from safetune.labeling.scores import prompt_scores, prototype_projections
+from safetune.labeling.scores import prototype_projections
 from safetune.precision import fast_dtype
 from safetune.tinysd.judge import judge_images, load_judge
 from safetune.tinysd.vocabulary import CATEGORIES
@@ -81,7 +81,7 @@ def picked_right(hgr: HGR, prompts: dict[str, Conditioning]) -> float:
     right = [
         hgr.categories[place] == category
         for category, members in prompts.items()
-        for place in prompt_scores(hgr, members)[1].tolist()
+        for place in prototype_projections(hgr, hgr.delta(members)).argmax(1).tolist()
     ]
     return float(np.mean(right))
 
