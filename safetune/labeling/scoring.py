@@ -31,7 +31,7 @@ class ScoreOptions:
     """Noise draws per timestep of the exhaustive form; noise is shared by all pairs."""
     looks: tuple[tuple[int, ...], ...] = ((200,), (400,), (300, 600))
     """Timesteps of each look, one draw at each; the first is at all pairs whose caption tells no harm."""
-    shares: tuple[float, ...] = (1.0, 0.5, 0.3)
+    shares: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Share of those pairs that each look is at: the ones with the highest scores so far."""
     told: float = 0.5
     """A caption tells harm when its redirection has this share of the median prototype's length."""
