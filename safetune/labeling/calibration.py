@@ -48,14 +48,14 @@ def _log_density(values: Array, mean: float, std: float, weight: float) -> Array
     return np.log(weight) - np.log(std) - 0.5 * ((values - mean) / std) ** 2
 
 
-def fit_mixture(values: Array, reach: float, separation: float = 2.0) -> Mixture:
+def fit_mixture(values: Array, reach: float, separation: float = 2.0, least_share: float = 0.0) -> Mixture:
     """Fit two normals to scores, or one when the pool holds one kind only.
 
     `reach` is the least score that a harmful group may have on average: a scale from outside the pool, so
     that neither a few odd clean scores nor the strongest of all-harmful ones are split off as a kind of
-    their own. Two kinds have their means on both sides of it, at least `separation` joint widths apart, and a
-    better BIC than one. A pool of one kind is harmful when its mean reaches that far. ValueError for fewer
-    than FEWEST values.
+    their own. Two kinds have their means on both sides of it, at least `separation` joint widths apart, a
+    better BIC than one, and in the high one `least_share` of the values or more. A pool of one kind is
+    harmful when its mean reaches that far. ValueError for fewer than FEWEST values.
     """
     if len(values) < FEWEST:
         raise ValueError(f"{len(values)} scores: calibration needs at least {FEWEST} pairs")
@@ -66,8 +66,8 @@ def fit_mixture(values: Array, reach: float, separation: float = 2.0) -> Mixture
         order = np.argsort(two.means_[:, 0])
         means, stds = two.means_[order, 0], np.sqrt(two.covariances_[order, 0, 0])
         apart = (means[1] - means[0]) / np.sqrt((stds**2).mean())
-        if means[0] < reach <= means[1] and apart >= separation:
-            weights = two.weights_[order]
+        weights = two.weights_[order]
+        if means[0] < reach <= means[1] and apart >= separation and weights[1] >= least_share:
             return Mixture(tuple(means.tolist()), tuple(stds.tolist()), tuple(weights.tolist()))
     mean, std = float(one.means_[0, 0]), float(np.sqrt(one.covariances_[0, 0, 0]))
     return Mixture((mean,), (std,), (1.0,), harmful=mean >= reach)

@@ -24,6 +24,9 @@ PROMPT_REACH = 0.25
 IMAGE_REACH = 4.0
 """Harmful pictures score, on average, at least this many spreads of the pool's clean half."""
 
+IMAGE_SHARE = 0.02
+"""Fewer harmful pictures than this share of those under silent captions are not told from odd clean ones."""
+
 
 @dataclass(frozen=True)
 class CalibrationOptions:
@@ -139,7 +142,7 @@ def image_evidence(score: Floats, prompt_odds: Array) -> tuple[Array, Mixture]:
     fitted = value[silent] if silent.sum() >= FEWEST else value[scored]
     if len(fitted) < FEWEST:  # next to every caption tells harm: there is nothing for pictures to add
         return np.full(len(score), -np.inf), Mixture((0.0,), (1.0,), (1.0,))
-    mixture = fit_mixture(fitted, float(np.log1p(IMAGE_REACH)))
+    mixture = fit_mixture(fitted, float(np.log1p(IMAGE_REACH)), least_share=IMAGE_SHARE)
     return np.where(scored, mixture.log_odds(value), -np.inf), mixture
 
 

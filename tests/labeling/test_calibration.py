@@ -59,3 +59,9 @@ def test_threshold_by_known_labels() -> None:
     assert threshold_for(harm, truth, 1.0) == 0.9
     with pytest.raises(ValueError, match=r"precision 1\.0: no threshold reaches it on the 2 known pairs"):
         threshold_for(np.array([0.5, 0.5]), np.array([True, False]), 1.0)
+
+
+def test_a_handful_of_odd_values_is_no_kind_where_a_share_is_asked_for(rng: np.random.Generator) -> None:
+    values = np.concatenate([rng.normal(0.0, 0.5, 990), rng.normal(4.0, 0.2, 10)])
+    assert not fit_mixture(values, REACH).one_kind
+    assert fit_mixture(values, REACH, least_share=0.02).one_kind
