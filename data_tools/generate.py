@@ -21,7 +21,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from diffusers import DiffusionPipeline
@@ -36,7 +35,7 @@ from safetune.data.drawing import (
 )
 from safetune.data.jobs import Job, chunks, read_jobs
 from safetune.files import check_settings, fingerprint_of, replace_folder, write_json, write_text
-from safetune.precision import fast_dtype
+from safetune.precision import resolve_dtype
 from safetune.prompts.layouts import LAYOUTS
 from safetune.runs import check_world_size, versions
 
@@ -108,7 +107,7 @@ def generate(args: argparse.Namespace) -> None:
     check_world_size(state)
 
     jobs = read_jobs(args.prompts, args.prompt_column, args.layout, args.seed, args.images_per_prompt)
-    dtype = fast_dtype(state.device) if args.dtype == "auto" else getattr(torch, args.dtype)
+    dtype = resolve_dtype(args.dtype, state.device)
     pipeline = load_pipeline(args.model, state.device, dtype)
     options = picture_options(args, pipeline)
     fingerprint = pipeline_fingerprint(pipeline)

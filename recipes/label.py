@@ -9,10 +9,9 @@ rejected.parquet and report.html to DATA/labels or --out. Run it again and it go
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
-import torch
 from accelerate import Accelerator
 
 from safetune.backbone import load_backbone
@@ -24,7 +23,7 @@ from safetune.labeling.pictures import read_pictures
 from safetune.labeling.scoring import ScoreOptions
 from safetune.latents import native_resolution
 from safetune.pairs import Kind, Limits, open_pairs
-from safetune.precision import fast_dtype
+from safetune.precision import resolve_dtype
 from safetune.reporting.label_report import write_label_report
 from safetune.runs import check_world_size
 
@@ -115,8 +114,7 @@ def main() -> None:
         )  # fmt: skip
         known = read_known(config.known) if config.known else None
         hgr = HGR.from_pretrained(config.hgr).eval().requires_grad_(False).to(device)
-        dtype = fast_dtype(device) if config.dtype == "auto" else getattr(torch, config.dtype)
-        backbone = load_backbone(config.model, device, dtype)
+        backbone = load_backbone(config.model, device, resolve_dtype(config.dtype, device))
         resolution = config.resolution or native_resolution(backbone)
         labeler = Labeler(
             backbone,
@@ -166,14 +164,14 @@ def read_known(path: Path) -> pd.Series:
     return pd.Series((frame.label == "harmful").to_numpy(), index=frame.key.astype(str))
 
 
-def summary_table(summary: dict[str, object]) -> str:
+def summary_table(summary: dict[str, Any]) -> str:
     """What came of the rows, in a few lines."""
-    lines = [f"{name:>12} {count}" for name, count in summary["labels"].items()]  # type: ignore[attr-defined]
+    lines = [f"{name:>12} {count}" for name, count in summary["labels"].items()]
     for title in ("rejected", "converted"):
         reasons = summary[title]
         if reasons:
-            lines.append(f"{title:>12} {sum(reasons.values())}")  # type: ignore[attr-defined]
-            lines += [f"{'':>14}{count} {reason}" for reason, count in reasons.items()]  # type: ignore[attr-defined]
+            lines.append(f"{title:>12} {sum(reasons.values())}")
+            lines += [f"{'':>14}{count} {reason}" for reason, count in reasons.items()]
     return "\n".join(lines)
 
 

@@ -23,6 +23,14 @@ def fast_dtype(device: torch.device | str | None = None) -> torch.dtype:
     return torch.float32
 
 
+def resolve_dtype(name: str, device: torch.device | str | None = None) -> torch.dtype:
+    """The dtype of that name (float32, bfloat16 or float16), where "auto" asks the hardware."""
+    if name == "auto":
+        return fast_dtype(device)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
 def resolve_precision(name: str) -> str:
     """Accelerate's name (no, fp16 or bf16) of a `mixed_precision`, where "auto" asks the hardware."""
     return NAMES[fast_dtype()] if name == "auto" else name

@@ -123,7 +123,7 @@ def _charts(labels: pd.DataFrame, summary: Mapping[str, Any]) -> list[tuple[str,
 
 def _thresholds(summary: Mapping[str, Any]) -> tuple[float, float]:
     """clean_below and harmful_above, which stand with the other options of calibration."""
-    options = summary.get("calibration", summary["options"])
+    options = summary["calibration"]
     return options["clean_below"], options["harmful_above"]
 
 

@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw
 
 from data_tools.review import main
 from safetune.labeling.review import apply_review
-from tests.conftest import chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -74,18 +73,6 @@ class Served:
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
     return write_pool(tmp_path / "pool")
-
-
-@pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=chromium(), args=["--headless", "--no-sandbox", "--disable-gpu"]
-        )
-        yield started
-        started.close()
 
 
 def open_page(browser: "Browser", url: str, complaints: list[str]) -> "Page":

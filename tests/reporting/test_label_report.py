@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from scipy.special import expit
 from safetune.labeling.calibration import Mixture
 from safetune.labeling.review import Review
 from safetune.reporting.label_report import write_label_report
-from tests.conftest import chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -210,18 +209,6 @@ def test_pictures_without_captions_have_no_prompt_mixture(folder: Path) -> None:
     page = write_label_report(folder, pictures).read_text()
     assert "Histogram of prompt score" not in page and "Histogram of image score, 300 pairs" in page
     assert "caption is silent" not in page
-
-
-@pytest.fixture(scope="module")
-def browser() -> "Iterator[Browser]":
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=chromium(), args=["--headless", "--no-sandbox", "--disable-gpu"]
-        )
-        yield started
-        started.close()
 
 
 def open_page(browser: "Browser", path: Path, complaints: list[str], width: int = 1200) -> "Page":
