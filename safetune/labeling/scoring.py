@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from safetune.backbone import Backbone
-from safetune.conditioning import Conditioning, shift
+from safetune.conditioning import Conditioning, shift, squared_norm
 from safetune.diffusion import seeded_noise
 from safetune.hgr import HGR
 from safetune.labeling.scores import STATISTICS, draw_scores, guidance_distance, prompt_scores
@@ -66,7 +66,7 @@ class Batch:
 
 def reference_length(hgr: HGR) -> float:
     """Median length of the prototypes: what a redirection of a harmful prompt is measured by."""
-    return float(hgr.prototypes.flatten(1).norm(dim=1).median())
+    return float(squared_norm(hgr.prototype_delta()).sqrt().median())
 
 
 def statistic_columns(hgr: HGR, draw: Draw) -> list[list[str]]:
