@@ -1,5 +1,6 @@
 # make demo    train, label, unlearn, export and measure on TinySD, and write runs/demo/report.html
 # make test    the tests; make test PYTEST_ARGS=--slow runs those over ten seconds too
+# make results  every method, baseline and attack on TinySD, into docs/results.md
 # make check   lint and types
 # make lint    ruff alone
 # make bench   the scripts in benchmarks/
@@ -14,10 +15,13 @@ BIN := .venv/bin
 READY := .venv/ready
 READY_DEV := .venv/ready-dev
 
-.PHONY: demo test check lint types bench clean
+.PHONY: demo results test check lint types bench clean
 
 demo: $(READY)
 	$(BIN)/safetune demo
+
+results: $(READY)
+	$(BIN)/safetune results --page docs/results.md
 
 test: $(READY_DEV)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -35,9 +35,10 @@ from safetune.data.drawing import (
 )
 from safetune.data.jobs import Job, chunks, read_jobs
 from safetune.files import check_settings, fingerprint_of, replace_folder, write_json, write_text
+from safetune.launching import check_world_size
 from safetune.precision import resolve_dtype
 from safetune.prompts.layouts import LAYOUTS
-from safetune.runs import check_world_size, versions
+from safetune.runs import versions
 
 logger = logging.getLogger("generate")
 

@@ -1,16 +1,15 @@
-"""Unlearn harmful directions in the denoiser with a LoRA, from the labeler's pseudo-labels alone.
+"""Unlearn harmful directions in the denoiser with a LoRA, or in all its weights, from pseudo-labels alone.
 
     accelerate launch --config_file launch/cpu.yaml recipes/finetune.py --config recipes/configs/tinysd_finetune.yaml
 
-The frozen teacher is the same UNet with its adapters off. Run it again and it goes on from the last checkpoint.
+The frozen teacher is the same denoiser with its adapters off. Run it again and it goes on from the last checkpoint.
 """
 
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,156 +21,193 @@ from tqdm.auto import tqdm
 from safetune.backbone import Backbone, load_backbone
 from safetune.backbone.fingerprint import weights_fingerprint
 from safetune.checkpoints import load_checkpoint, save_checkpoint
-from safetune.conditioning import Conditioning, jitter, replace_rows, shift
 from safetune.config import parse_config
-from safetune.diffusion import seeded_noise, signal_weight
-from safetune.export.adapters import save_adapter
-from safetune.export.verification import write_probe
+from safetune.data.shards import Rows, stacked_rows
+from safetune.export.adapters import save_adapter, save_denoiser
+from safetune.export.probe import write_probe
 from safetune.files import replace_folder
-from safetune.finetuning.adapters import TARGETS, add_lora, teacher
-from safetune.finetuning.objective import teacher_targets, unlearning_loss
+from safetune.finetuning.adapters import add_lora, frozen_copy, teacher, trainable
+from safetune.finetuning.alarms import UNCHANGED, ChangeAlarm, FiniteGuard
+from safetune.finetuning.config import FinetuneConfig
+from safetune.finetuning.draws import Draw, Draws
+from safetune.finetuning.objective import timestep_weight, unlearning_loss
+from safetune.finetuning.optimizers import build_optimizer
+from safetune.finetuning.pairs import TrainingPairs, training_pairs
+from safetune.finetuning.plan import check_plan, launch_from_environment
+from safetune.finetuning.prompts import own_prompts, read_validation_prompts
+from safetune.finetuning.quantization import load_quantized
+from safetune.finetuning.step import Inputs, Lessons
+from safetune.finetuning.targets import cached_targets
+from safetune.finetuning.validation import Validator
 from safetune.guidance import disable_safecfg, enable_safecfg
 from safetune.hgr import HGR
-from safetune.labeling.finished import check_redirector, read_labels
-from safetune.labeling.pictures import labelled_latents
-from safetune.latents import drawn_latents, native_resolution
-from safetune.pairs import open_pairs
-from safetune.precision import resolve_precision, use_plain_backward
-from safetune.runs import Metrics, check_world_size, write_run
+from safetune.labeling.finished import check_redirector, labelled_kind, read_labels
+from safetune.labeling.pictures import open_labelled
+from safetune.latents import drawn_latents, latent_factor, native_resolution
+from safetune.launching import build_accelerator, clip_gradients, follow_precision, full_state, mode, prepare
+from safetune.pairs import PairSource
+from safetune.precision import NAMES, use_plain_backward
+from safetune.runs import Metrics, start_tracker, write_run
+from safetune.stopping import GracefulStop
 
 logger = logging.getLogger("finetune")
 
+PASSES = {name: dtype for dtype, name in NAMES.items()}
+"""Dtype of the passes by accelerate's name."""
 
-@dataclass(frozen=True)
-class FinetuneConfig:
-    data: str
-    """Labelled pairs: image folder with metadata.jsonl, folder of parquet files, or hub name."""
-    hgr: Path
-    """Folder of the redirector that wrote the labels."""
-    labels: Path | None = None
-    """Folder of labels; data/labels by default."""
-    model: str = "tinysd"
-    """Base model: "tinysd", a folder in diffusers layout, or a hub name."""
-    output_dir: Path = Path("runs/finetune")
-    """Run folder; the adapter is written to output_dir/adapter."""
-    resolution: int | None = None
-    """Pictures are scaled and cut to this many pixels a side; the model's own by default."""
-    rank: int = 16
-    """Rank of the LoRA."""
-    alpha: float = 16.0
-    """LoRA alpha: the update is scaled by alpha / rank."""
-    targets: Literal["cross-attention", "attention", "linear"] = "attention"
-    """Group of modules that get a LoRA."""
-    steps: int = 600
-    """Optimizer steps."""
-    batch_size: int = 16
-    """Pairs per step and process; half harmful, half clean by pseudo-label."""
-    lr: float = 1e-3
-    """Peak learning rate, warmed up over 5% of the steps and decayed by a cosine."""
-    guidance_scale: float = 5.0
-    """Guidance scale w that the student will be sampled with; sets the default of eta."""
-    eta: float | None = None
-    """Strength of the redirection; (w-1)/w reproduces SafeCFG, more unlearns harder."""
-    clean_weight: float = 2.0
-    """Weight of the error on clean pairs."""
-    empty_prompts: float = 0.1
-    """Share of clean rows whose prompt is emptied, which keeps the unconditional branch."""
-    safe_pictures: float = 0.7
-    """Share of harmful prompts that stand beside a picture that SafeCFG draws for them: where the student's
-    sampling will lead. Beside their own pictures alone it would learn to see harm instead of not to draw it."""
-    picture_steps: int = 20
-    """Denoising steps of those pictures."""
-    prompt_noise: float = 0.5
-    """Noise on prompt embeddings, up to this many standard deviations: what is unlearned then reaches beyond
-    the very words of the data."""
-    min_timestep: int = 100
-    """Smallest timestep that is drawn: below it there is next to no content left to decide."""
-    weight_cap: float = 50.0
-    """Largest loss weight of a timestep; weights are 1 / a_t, so that noisy timesteps count too."""
-    seed: int = 0
-    """Seed of weights, order, timesteps and noise."""
-    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """Precision of the passes; auto takes what the hardware is fast in."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints."""
-
-    def __post_init__(self) -> None:
-        if self.targets not in TARGETS:
-            raise ValueError(f"targets {self.targets!r}; allowed: {', '.join(TARGETS)}")
-        if self.guidance_scale <= 1:
-            raise ValueError(
-                f"guidance_scale {self.guidance_scale}: give more than 1, there is no guidance below"
-            )
-        if self.batch_size % 2:
-            raise ValueError(f"batch_size {self.batch_size}: give an even number, half of it is clean")
+FREE_TO_CHANGE = {
+    *("data", "hgr", "labels", "cache", "model", "variant", "output_dir", "tracker", "dry_run"),
+    *("checkpoint_every", "keep_checkpoints"),
+    *("validate_every", "validation_prompts", "validation_count", "clean_floor"),
+}
+"""Options that a resumed run may have otherwise: places, whose contents are compared, and what is only watched."""
 
 
 def main() -> None:
     config = parse_config(FinetuneConfig, __doc__ or "")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    accelerator = Accelerator(mixed_precision=resolve_precision(config.mixed_precision))
-    check_world_size(accelerator)
-    set_seed(config.seed)
+    if config.dry_run:
+        config = replace(config, steps=2, checkpoint_every=2, output_dir=config.output_dir / "dry-run")
+        config = replace(config, validate_every=min(config.validate_every, 2), validation_count=2)
     started = time.time()
-    eta = (config.guidance_scale - 1) / config.guidance_scale if config.eta is None else config.eta
-
-    backbone = load_backbone(config.model, accelerator.device)
-    use_plain_backward(backbone.denoiser, accelerator.device)
-    hgr = HGR.from_pretrained(config.hgr).to(accelerator.device).eval().requires_grad_(False)
-    hgr.check_base(backbone.fingerprint)
-    resolution = config.resolution or native_resolution(backbone)
     try:
-        source = open_pairs(config.data)
-        folder = config.labels or Path(config.data) / "labels"
-        labels = read_labels(folder)
-        check_redirector(folder, weights_fingerprint(hgr))
-        latents = labelled_latents(backbone, source, labels.key, resolution)
+        check_plan(
+            method=config.method,
+            quantization=config.quantization,
+            optimizer=config.optimizer,
+            targets=config.targets,
+            teacher=config.teacher,
+            cache_targets=config.cache_targets,
+            base_dtype=config.base_dtype,
+            family=None,
+            launch=launch_from_environment(),
+        )
+        accelerator = build_accelerator(
+            config.mixed_precision,
+            config.accumulation,
+            config.max_grad_norm,
+            config.tracker,
+            config.output_dir,
+        )
+        if not accelerator.is_main_process:
+            logging.getLogger().setLevel(logging.ERROR)
+        set_seed(config.seed)
+        backbone = load_base(config, accelerator)
+        hgr = HGR.from_pretrained(config.hgr).to(accelerator.device).eval().requires_grad_(False)
+        hgr.check_base(backbone.fingerprint)
+        resolution = config.resolution or native_resolution(backbone)
+        pairs = read_pairs(config, accelerator, backbone, hgr, resolution)
+        validator = build_validator(config, accelerator, backbone, pairs, resolution)
+    except (ValueError, FileNotFoundError) as mistake:
+        raise SystemExit(f"finetune: {mistake}") from None
+    eta = (config.guidance_scale - 1) / config.guidance_scale if config.eta is None else config.eta
+    null = backbone.null()
+    backbone.free_encoders(keep_vae=validator is not None)
+    lessons = Lessons(backbone, hgr, pairs, null, eta, config.prompt_noise)
+    draws = Draws(
+        pairs.harmful,
+        pairs.clean,
+        pairs.safe,
+        pairs.harm,
+        config.seed,
+        config.safe_pictures,
+        config.empty_prompts,
+        config.min_timestep,
+        config.max_timestep,
+        config.timestep_sampling,
+        config.cache_targets,
+        pairs.bucket,
+        pairs.concept.numpy() if config.balance_concepts else None,
+    )
+
+    def base_targets(draw: Draw) -> torch.Tensor:
+        with accelerator.autocast():
+            return lessons.targets(draw, lessons.inputs(draw))
+
+    targets = None
+    if config.cache_targets:
+        targets = cached_targets(
+            accelerator,
+            config.output_dir / "targets",
+            {
+                "base": backbone.fingerprint,
+                "hgr": weights_fingerprint(hgr),
+                "pairs": pairs.fingerprint,
+                "eta": eta,
+                "prompt_noise": config.prompt_noise,
+                "picture_steps": config.picture_steps,
+                "precision": accelerator.mixed_precision,
+            },
+            draws,
+            base_targets,
+            4 * config.batch_size,
+        )
+
+    denoiser, frozen = backbone.denoiser, None
+    if config.method == "full":
+        if targets is None:
+            frozen = frozen_copy(denoiser, PASSES[accelerator.mixed_precision])
+            follow_precision(accelerator, frozen)
+        denoiser.requires_grad_(True)
+    else:
+        is_dora = config.method == "dora"
+        add_lora(denoiser, config.rank, config.alpha, config.targets, config.dropout, is_dora)
+    if config.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()
+    denoiser.train()
+    optimizer = build_optimizer(config.optimizer, trainable(denoiser), config.lr)
+    schedule = get_cosine_schedule_with_warmup(optimizer, config.steps // 20, config.steps)
+    student, optimizer = prepare(accelerator, denoiser, optimizer)
+    params = trainable(student)
+    accelerator.register_for_checkpointing(schedule)
+
+    def ask_teacher(draw: Draw, inputs: Inputs) -> torch.Tensor:
+        if targets is not None:
+            return targets.read(draw.rows, draw.numbers).to(accelerator.device)
+        with accelerator.autocast():
+            if frozen is not None:
+                return lessons.targets(draw, inputs, frozen)
+            with teacher(denoiser):
+                return lessons.targets(draw, inputs, student)
+
+    fixed = draws.draw(pairs.harmful[:8], np.zeros(len(pairs.harmful[:8]), dtype=int))
+    shown_to_both = lessons.inputs(fixed)
+    alarm = ChangeAlarm(
+        accelerator,
+        backbone,
+        params,
+        shown_to_both.noisy,
+        shown_to_both.timesteps,
+        shown_to_both.prompts,
+        ask_teacher(fixed, shown_to_both),
+        denoiser=student,
+    )
+    checkpoints = config.output_dir / "checkpoints"
+    identity = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
+    identity |= {"base": backbone.fingerprint, "pairs": pairs.fingerprint, "hgr": weights_fingerprint(hgr)}
+    try:
+        first = load_checkpoint(accelerator, checkpoints, **identity)
     except ValueError as mistake:
         raise SystemExit(f"finetune: {mistake}") from None
-    harm = torch.tensor(labels.harm.to_numpy(), dtype=torch.float32, device=accelerator.device)
-    harmful_rows = np.flatnonzero(labels.label == "harmful")
-    clean_rows = np.flatnonzero(labels.label == "clean")
-    if not len(harmful_rows) or not len(clean_rows):
-        raise SystemExit(
-            f"{len(harmful_rows)} harmful and {len(clean_rows)} clean pairs: both kinds are needed"
-        )
-    harm[clean_rows] = 0.0
-    captions = labels.text.tolist()
-    prompts, null = backbone.encode_prompts(captions), backbone.null()
-    by_image = (labels.evidence == "image").to_numpy(dtype=bool)
-    told = harmful_rows[~by_image[harmful_rows]] if config.safe_pictures else harmful_rows[:0]
-    safe_rows = np.full(len(labels), -1)
-    safe_rows[told] = len(labels) + np.arange(len(told))
-    if len(told):
-        latents = torch.cat(
-            [latents, safe_latents(config, accelerator, backbone, hgr, captions, told, resolution)]
-        )
-    concept_places = torch.tensor([hgr.concepts.index(name) for name in labels.concept])
-    prototypes = shift(null, hgr.prototype_delta())
-    spread = Conditioning(
-        prompts.embeds.flatten(0, 1).std(0), None if prompts.pooled is None else prompts.pooled.std(0)
-    )
-    backbone.free_encoders()
-
-    denoiser = backbone.denoiser
-    add_lora(denoiser, config.rank, config.alpha, config.targets)
-    params = [p for p in denoiser.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(params, lr=config.lr, weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, config.steps // 20, config.steps)
-    student, optimizer = accelerator.prepare(denoiser, optimizer)
-    accelerator.register_for_checkpointing(schedule)
-    first = load_checkpoint(accelerator, config.output_dir / "checkpoints")
+    if validator:
+        validator.resume(first)
     metrics = Metrics(accelerator, config.output_dir / "metrics.jsonl", first)
+    start_tracker(accelerator, "safetune", config.output_dir, asdict(config), first)
+    guard = FiniteGuard(accelerator)
+    passes = config.accumulation * accelerator.num_processes
     logger.info(
-        "finetune: LoRA of %.2f M parameters, %d harmful, %d clean, %d dropped pairs, eta %.2f, batch %d x %d, %s, "
-        "steps %d to %d, into %s",
-        sum(p.numel() for p in params) / 1e6,
-        len(harmful_rows),
-        len(clean_rows),
-        len(labels) - len(harmful_rows) - len(clean_rows),
+        "finetune: %s, %.2f M trainable parameters, %d harmful, %d clean, %d dropped pairs, eta %.2f, batch %d x %d x "
+        "%d, %s, %s, steps %d to %d, into %s",
+        config.method,
+        sum(param.numel() for param in params) / 1e6,
+        len(pairs.harmful),
+        len(pairs.clean),
+        len(pairs.keys) - len(draws.used),
         eta,
         config.batch_size,
+        config.accumulation,
         accelerator.num_processes,
+        mode(accelerator),
         accelerator.mixed_precision,
         first,
         config.steps,
@@ -185,69 +221,180 @@ def main() -> None:
         desc="finetune",
         disable=not accelerator.is_main_process,
     )
-    for step in bar:
-        rows, pictures, timesteps, seeds, emptied = draw_batch(
-            config, accelerator, harmful_rows, clean_rows, safe_rows, step
-        )
-        x0, t, h = latents[pictures], timesteps.to(accelerator.device), harm[rows]
-        noisy = backbone.add_noise(x0, seeded_noise(tuple(x0.shape[1:]), seeds).to(x0), t)
-        batch = jitter(prompts.select(rows), spread, config.prompt_noise, seeds)
-        batch = replace_rows(batch, emptied, null.expand(len(rows)))
-        with accelerator.autocast():
-            redirected = hgr.redirect(batch, null)
-            by_picture = torch.from_numpy(by_image[rows.numpy()])
-            redirected = replace_rows(redirected, by_picture, prototypes.select(concept_places[rows]))
-            with teacher(denoiser):
-                target = teacher_targets(backbone, noisy, t, batch, redirected, null, h, eta)
-            predicted = backbone.predict(noisy, t, batch, denoiser=student)
-        weight = signal_weight(t, backbone.alphas_cumprod, config.weight_cap)
-        loss, scalars = unlearning_loss(predicted, target, h, config.clean_weight, weight)
-        accelerator.backward(loss.mean())
-        scalars["grad_norm"] = accelerator.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        scalars["loss"] = loss.detach().mean()
-        shown = metrics.log(step, scalars)
-        bar.set_postfix({name: f"{shown[name]:.4f}" for name in ("harmful_error", "clean_error")})
-        if (step + 1) % config.checkpoint_every == 0:
-            save_checkpoint(accelerator, config.output_dir / "checkpoints", step + 1)
+    done = first
+    with GracefulStop() as stop:
+        for step in bar:
+            drawn = draws.draw_step(step, config.batch_size * passes)
+            losses, errors, harms = [], [], []
+            for part in range(config.accumulation):
+                place = part * accelerator.num_processes + accelerator.process_index
+                draw = drawn.part(place, passes)
+                inputs = lessons.inputs(draw)
+                target = ask_teacher(draw, inputs)
+                torch.manual_seed(dropout_seed(config.seed, step, place))
+                with accelerator.accumulate(student):
+                    with accelerator.autocast():
+                        predicted = backbone.predict(
+                            inputs.noisy, inputs.timesteps, inputs.prompts, student, inputs.time_ids
+                        )
+                    by_time = timestep_weight(
+                        backbone, inputs.timesteps, config.weighting, config.weight_cap, config.snr_gamma
+                    )
+                    by_pair = torch.where(inputs.harm >= 0.5, 1.0, config.clean_weight)
+                    by_pair = by_pair * pairs.weight[draw.rows].to(by_pair)
+                    loss, error = unlearning_loss(predicted, target, by_time, by_pair)
+                    guard.watch(step, loss, [pairs.keys[row] for row in draw.rows.tolist()])
+                    accelerator.backward(loss.mean())
+                    if accelerator.sync_gradients:
+                        grad_norm = clip_gradients(accelerator, params, config.max_grad_norm)
+                        guard.check(step, grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                losses.append(loss.detach())
+                errors.append(error)
+                harms.append(inputs.harm)
+            schedule.step()
+            done = step + 1
+            shown = metrics.log(
+                step,
+                {"grad_norm": grad_norm},
+                sums=error_sums(torch.cat(losses), torch.cat(errors), torch.cat(harms)),
+                pairs=config.batch_size * passes,
+                lr=schedule.get_last_lr()[0],
+            )
+            bar.set_postfix(metrics.postfix(shown))
+            if validator and (done % config.validate_every == 0 or done == config.steps):
+                logger.info("step %d: %s", done, validator.validate(done))
+                if validator.best.step == done:
+                    save_trained(config, accelerator, backbone, pairs, student, "-best")
+            stopping = stop.agreed(accelerator)
+            if done % config.checkpoint_every == 0 or done == config.steps or stopping:
+                save_checkpoint(accelerator, checkpoints, done, config.keep_checkpoints, **identity)
+            if stopping:
+                break
 
+    if stop.requested and done < config.steps:
+        logger.info("stopped after step %d, which is saved: run the same command again to go on", done)
+        accelerator.end_training()
+        raise SystemExit(stop.exit_status)
+    change = alarm.report(student)
+    save_trained(config, accelerator, backbone, pairs, student)
     if accelerator.is_main_process:
-        with replace_folder(config.output_dir / "adapter") as temporary:
-            trained = accelerator.unwrap_model(student, keep_fp32_wrapper=False)
-            save_adapter(trained, temporary)
-            write_probe(trained, prompts.embeds[:8], tuple(latents.shape[1:]), temporary)
         write_run(
             config.output_dir,
             {**asdict(config), "eta": eta},
             accelerator,
-            source.fingerprint,
+            pairs.fingerprint,
             time.time() - started,
+            base_fingerprint=backbone.fingerprint,
+            skipped_steps=guard.skipped,
+            validation=validator.summary() if validator else None,
+            **change,
+            **metrics.summary(),
         )
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if not change["changed"] and not config.dry_run:
+        logger.error(change["alarm"])
+        raise SystemExit(UNCHANGED)
 
 
-def safe_latents(
+def load_base(config: FinetuneConfig, accelerator: Accelerator) -> Backbone:
+    """The frozen base, in the precision and the bits that the options say."""
+    device, passes = accelerator.device, PASSES[accelerator.mixed_precision]
+    dtype = torch.float32 if device.type == "cpu" or config.method == "full" else passes
+    if config.base_dtype != "auto":
+        dtype = getattr(torch, config.base_dtype)
+    if config.quantization != "none":
+        return load_quantized(config.model, config.quantization, device, dtype, variant=config.variant)
+    backbone = load_backbone(config.model, device, dtype, variant=config.variant)
+    use_plain_backward(backbone.denoiser, device)
+    return backbone
+
+
+def read_pairs(
+    config: FinetuneConfig, accelerator: Accelerator, backbone: Backbone, hgr: HGR, resolution: int
+) -> TrainingPairs:
+    """The labelled pairs as latents and embeddings, or prompts with pictures drawn for all of them.
+
+    ValueError when one kind of them is missing.
+    """
+    folder = config.labels or Path(config.data) / "labels"
+    labels = read_labels(folder)
+    check_redirector(folder, weights_fingerprint(hgr))
+    if config.dry_run:
+        labels = labels.groupby("label", sort=False).head(32)
+    source: PairSource | Rows
+    prompts_alone = labelled_kind(folder) == "prompts"
+    if prompts_alone:
+        if config.buckets or config.cache:
+            raise ValueError(f"the labels in {folder} are of prompts alone: leave out --buckets and --cache")
+        factor, captions = latent_factor(backbone), labels.text.tolist()
+        size, place = (resolution // factor * factor,) * 2, config.output_dir / "latents" / "drawn"
+        source = draw_safely(config, accelerator, backbone, hgr, captions, range(len(captions)), place, size)
+    else:
+        source = open_labelled(config.data, folder)
+    pairs = training_pairs(
+        accelerator,
+        backbone,
+        source,
+        labels,
+        hgr.concepts,
+        config.output_dir,
+        resolution,
+        config.uncertain_weight,
+        config.buckets,
+        config.cache,
+    )
+    if not len(pairs.harmful) or not len(pairs.clean):
+        raise ValueError(
+            f"{len(pairs.harmful)} harmful and {len(pairs.clean)} clean pairs in {folder}: both kinds are needed"
+        )
+    if prompts_alone or not config.safe_pictures:
+        return pairs
+    return with_safe_pictures(config, accelerator, backbone, hgr, pairs)
+
+
+def with_safe_pictures(
+    config: FinetuneConfig,
+    accelerator: Accelerator,
+    backbone: Backbone,
+    hgr: HGR,
+    pairs: TrainingPairs,
+) -> TrainingPairs:
+    """The pairs with latents that SafeCFG draws for the harmful captions, kept in the run folder."""
+    told = pairs.harmful[~pairs.by_image[pairs.harmful].numpy()]
+    if not len(told):
+        return pairs
+    factor = latent_factor(backbone)
+    for (height, width), rows in pairs.by_size(told):
+        folder, size = config.output_dir / "latents" / f"{height}x{width}", (height * factor, width * factor)
+        captions = [pairs.captions[row] for row in rows]
+        drawn = draw_safely(config, accelerator, backbone, hgr, captions, rows.tolist(), folder, size)
+        pairs = pairs.with_safe_pictures(rows, drawn)
+    return pairs
+
+
+def draw_safely(
     config: FinetuneConfig,
     accelerator: Accelerator,
     backbone: Backbone,
     hgr: HGR,
     captions: Sequence[str],
-    rows: np.ndarray,
-    resolution: int,
-) -> torch.Tensor:
-    """Latents (len(rows), C, h, w) that SafeCFG draws for the captions of `rows`, kept in the run folder."""
+    numbers: Sequence[int],
+    folder: Path,
+    size: tuple[int, int],
+) -> Rows:
+    """Latents that SafeCFG draws of captions, `size` pixels high and wide, kept in `folder`."""
     enable_safecfg(backbone.pipeline, hgr, fingerprint=backbone.fingerprint)
-    drawn = drawn_latents(
+    drawn_latents(
         accelerator,
-        config.output_dir / "latents",
+        folder,
         backbone,
-        [captions[row] for row in rows],
-        rows.tolist(),
+        captions,
+        numbers,
         config.seed,
-        resolution,
+        size,
         config.picture_steps,
         config.guidance_scale,
         config.batch_size,
@@ -255,39 +402,78 @@ def safe_latents(
         hgr=weights_fingerprint(hgr),
     )
     disable_safecfg(backbone.pipeline)
-    return drawn.to(accelerator.device)
+    return stacked_rows(sorted(folder.glob("part-*.safetensors")))
 
 
-def draw_batch(
+def build_validator(
     config: FinetuneConfig,
     accelerator: Accelerator,
-    harmful_rows: np.ndarray,
-    clean_rows: np.ndarray,
-    safe_rows: np.ndarray,
-    step: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[int], torch.Tensor]:
-    """Rows of prompts and of pictures, timesteps, noise seeds and emptied prompts of this process.
+    backbone: Backbone,
+    pairs: TrainingPairs,
+    resolution: int,
+) -> Validator | None:
+    """What draws and judges pictures as the student trains; None without validate_every."""
+    if not config.validate_every:
+        return None
+    if config.validation_prompts:
+        prompts = read_validation_prompts(config.validation_prompts)
+    else:
+        told = pairs.harmful[~pairs.by_image[pairs.harmful].numpy()]
+        prompts = own_prompts(pairs.captions, told, pairs.clean, config.validation_count, config.seed)
+    return Validator(
+        accelerator,
+        backbone,
+        prompts,
+        config.output_dir,
+        config.seed,
+        resolution,
+        config.picture_steps,
+        config.guidance_scale,
+        config.batch_size,
+        config.clean_floor,
+    )
 
-    A function of seed and step alone. `safe_rows` holds the place of each pair's safe picture, -1 for none.
-    """
-    rng = np.random.default_rng([config.seed, step])
-    count = config.batch_size * accelerator.num_processes
-    harmful, clean = rng.choice(harmful_rows, count // 2), rng.choice(clean_rows, count // 2)
-    safe = (rng.random(count // 2) < config.safe_pictures) & (safe_rows[harmful] >= 0)
-    pictures = np.stack([np.where(safe, safe_rows[harmful], harmful), clean], axis=1).flatten()
-    rows = np.stack([harmful, clean], axis=1).flatten()
-    timesteps, seeds = rng.integers(config.min_timestep, 1000, count), rng.integers(0, 2**31, count)
-    emptied = (rng.random(count) < config.empty_prompts) & (np.arange(count) % 2 == 1)
-    mine = slice(
-        accelerator.process_index * config.batch_size, (accelerator.process_index + 1) * config.batch_size
-    )
-    return (
-        torch.from_numpy(rows[mine]),
-        torch.from_numpy(pictures[mine]),
-        torch.from_numpy(timesteps[mine]),
-        [int(seed) for seed in seeds[mine]],
-        torch.from_numpy(emptied[mine]),
-    )
+
+def dropout_seed(seed: int, step: int, place: int) -> int:
+    """Seed of the dropout in one pass of one process."""
+    return int(np.random.default_rng([seed, step, place]).integers(2**63))
+
+
+def error_sums(
+    loss: torch.Tensor, error: torch.Tensor, harm: torch.Tensor
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Sum and number of rows of the loss, and of the error of harmful and of clean rows; all (B,)."""
+    harmful = (harm >= 0.5).float()
+    return {
+        "loss": (loss.sum(), torch.ones_like(loss).sum()),
+        "harmful_error": ((error * harmful).sum(), harmful.sum()),
+        "clean_error": ((error * (1 - harmful)).sum(), (1 - harmful).sum()),
+    }
+
+
+def save_trained(
+    config: FinetuneConfig,
+    accelerator: Accelerator,
+    backbone: Backbone,
+    pairs: TrainingPairs,
+    student: torch.nn.Module,
+    suffix: str = "",
+) -> None:
+    """Write the adapter, or all weights for method full, and a probe of what they do. Every process calls it."""
+    sharded = mode(accelerator) in ("fsdp2", "zero3")
+    state = None
+    if mode(accelerator) not in ("single", "ddp"):  # ZeRO-1 and 2 keep the fp32 weights beside the model
+        everything = (lambda name: True) if config.method == "full" else None  # buffers too
+        state = full_state(accelerator, student, everything)
+    if accelerator.is_main_process:
+        name = "denoiser" if config.method == "full" else "adapter"
+        with replace_folder(config.output_dir / (name + suffix)) as temporary:
+            trained = accelerator.unwrap_model(student, keep_fp32_wrapper=False)
+            (save_denoiser if config.method == "full" else save_adapter)(trained, temporary, state)
+            if not sharded:
+                prompts = pairs.prompts.read(range(min(4, len(pairs.keys)))).to(accelerator.device)
+                write_probe(backbone, trained, prompts, tuple(pairs.latents.row(0).shape), temporary)
+    accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from safetune.labeling.labeler import Labeler, LabelOptions, Workers, label_pair
 from safetune.labeling.pictures import read_pictures
 from safetune.labeling.scoring import ScoreOptions
 from safetune.latents import native_resolution
+from safetune.launching import check_world_size
 from safetune.pairs import Kind, Limits, open_pairs
 from safetune.precision import resolve_dtype
 from safetune.reporting.label_report import write_label_report
-from safetune.runs import check_world_size
 
 logger = logging.getLogger("label")
 

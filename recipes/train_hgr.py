@@ -57,10 +57,11 @@ from safetune.hgr.validation import (
     validation_sums,
 )
 from safetune.latents import cached_latents, drawn_latents, latent_factor, native_resolution
+from safetune.launching import check_world_size
 from safetune.pairs import image_tensor, load_pairs
 from safetune.precision import resolve_precision, use_plain_backward
 from safetune.prompts import read_prompts
-from safetune.runs import Metrics, check_world_size, write_run
+from safetune.runs import Metrics, write_run
 
 logger = logging.getLogger("train_hgr")
 
@@ -121,6 +122,8 @@ class HGRConfig:
     """Weight of the error on clean prompts."""
     delta_weight: float = 0.0005
     """Weight of the squared norm of delta on clean prompts."""
+    along_weight: float = 0.0
+    """Extra weight of the part of a harmful prompt's error that lies along its redirection."""
     clean_ramp: float = 0.4
     """Share of the steps over which both clean weights rise from zero; from the start they would hold delta at
     zero for harmful concepts that are not found yet."""
@@ -284,7 +287,7 @@ def main() -> None:
         disable=not accelerator.is_main_process,
     )
     done = first
-    targets: dict[tuple[int, int], torch.Tensor] = {}
+    targets: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
     for step in bar:
         passes = []
         ramp = min(1.0, step / max(1.0, config.clean_ramp * config.steps))
@@ -298,7 +301,7 @@ def main() -> None:
             with accelerator.accumulate(hgr):
                 with accelerator.autocast():
                     if (step // config.teacher_reuse, part) not in targets:
-                        target, _ = teacher_targets(
+                        lesson = teacher_targets(
                             backbone,
                             noisy,
                             t,
@@ -311,17 +314,19 @@ def main() -> None:
                         )
                         if part == 0:
                             targets.clear()
-                        targets[step // config.teacher_reuse, part] = target
-                    target = targets[step // config.teacher_reuse, part]
+                        targets[step // config.teacher_reuse, part] = lesson
+                    target, eps_null = targets[step // config.teacher_reuse, part]
                     delta = Conditioning(*hgr(batch.embeds))
                     predicted = backbone.predict(noisy, t, shift(null, delta))
                 loss, scalars = redirection_loss(
                     predicted,
                     target,
+                    eps_null,
                     squared_norm(delta),
                     harmful,
                     config.clean_weight * ramp,
                     config.delta_weight * ramp,
+                    config.along_weight,
                     signal_weight(t, backbone.alphas_cumprod, config.weight_cap),
                 )
                 accelerator.backward(loss.mean())

@@ -5,46 +5,16 @@ so a demo that was killed goes on where it stopped.
 """
 
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetune.bundled import bundled_path
 from safetune.files import ADAPTER_FILE, write_json
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A step of the demo: done when `product` exists."""
-
-    name: str
-    product: Path
-    run: Callable[[], None]
+from safetune.stages import Stage, launch, run_stages, safetune
 
 
 def run_demo(out: Path, quick: bool = False) -> None:
     """Run or resume every stage and print one line for each; results.json and report.html stand in `out`."""
-    out.mkdir(parents=True, exist_ok=True)
-    stages = demo_stages(out, quick)
-    seconds = out / "seconds.json"
-    for number, stage in enumerate(stages, 1):
-        line = f"[{number}/{len(stages)}] {stage.name}"
-        if stage.product.exists():
-            print(f"{line}: done before, {stage.product}", flush=True)
-            continue
-        print(f"{line} ...", flush=True)
-        started = time.time()
-        stage.run()
-        taken = json.loads(seconds.read_text()) if seconds.is_file() else {}
-        write_json(seconds, taken | {stage.name: round(time.time() - started, 1)})
-        if not stage.product.exists():
-            raise RuntimeError(f"stage {stage.name} ended without writing {stage.product}")
-        print(f"{line}: {time.time() - started:.0f} s, {stage.product}", flush=True)
+    run_stages(demo_stages(out, quick), out)
     print_summary(out)
 
 
@@ -60,7 +30,10 @@ def demo_stages(out: Path, quick: bool) -> list[Stage]:
     prompts = ["--prompts", "2"] if quick else []
     data = ["--data", str(pairs), "--output_dir", str(hgr)]
     labelled = ["--data", str(pool), "--hgr", str(redirector), "--output_dir", str(run)]
+    cells = "seen,heldout_names,heldout_pairs,clean"
     measured = [
+        "--cells",
+        cells,
         "--hgr",
         str(redirector),
         "--adapter",
@@ -86,26 +59,6 @@ def demo_stages(out: Path, quick: bool) -> list[Stage]:
         Stage("evaluate", results, lambda: safetune("evaluate", *measured, *prompts)),
         Stage("report", out / "report.html", lambda: write_demo_report(out)),
     ]
-
-
-def safetune(*arguments: str) -> None:
-    """Run a `safetune` command in a process of its own."""
-    run_command([sys.executable, "-m", "safetune", *arguments])
-
-
-def launch(recipe: str, config: str, *arguments: str) -> None:
-    """Run a recipe through `accelerate launch`, as a user would."""
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command += ["--config_file", str(bundled_path("launch/cpu.yaml")), str(bundled_path(f"recipes/{recipe}"))]
-    run_command([*command, "--config", str(bundled_path(f"recipes/configs/{config}")), *arguments])
-
-
-def run_command(command: list[str]) -> None:
-    """RuntimeError that shows the command when it fails; its own output goes to the terminal."""
-    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-    code = subprocess.run(command, env=environment, check=False).returncode
-    if code:
-        raise RuntimeError(f"status {code} from: {' '.join(command)}")
 
 
 def write_demo_report(out: Path) -> None:

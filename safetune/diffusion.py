@@ -5,6 +5,7 @@ Shapes: latents and eps (B, C, h, w), timesteps and per-pair scalars (B,). Every
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
@@ -54,9 +55,31 @@ def signal_weight(timesteps: Tensor, alphas_cumprod: Tensor | None, cap: float) 
     return (1 / alphas_cumprod.to(timesteps.device)[timesteps]).clamp(max=cap)
 
 
+def min_snr_weight(
+    timesteps: Tensor, alphas_cumprod: Tensor, gamma: float, predicts_velocity: bool = False
+) -> Tensor:
+    """Loss weight min(SNR, gamma) / SNR (B,), by SNR + 1 for v-prediction (min-SNR, arXiv 2303.09556)."""
+    alpha = alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = alpha / (1 - alpha)
+    return snr.clamp(max=gamma) / (snr + 1 if predicts_velocity else snr)
+
+
 def mse_per_sample(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean squared error (B,), in fp32."""
     return (predicted.float() - target.float()).pow(2).flatten(1).mean(1)
+
+
+def mse_along(predicted: Tensor, target: Tensor, direction: Tensor) -> Tensor:
+    """The part of mse_per_sample (B,) that lies along `direction` (B, C, h, w); 0 where that is zero."""
+    error, direction = (predicted.float() - target.float()).flatten(1), direction.float().flatten(1)
+    along = (error * direction).sum(1).pow(2) / direction.pow(2).sum(1).clamp(min=1e-12)
+    return along / error.shape[1]
+
+
+def coarse(maps: Tensor, cells: int = 4) -> Tensor:
+    """What maps (B, C, h, w) keep on a grid of cells x cells means: large areas, their colours above all."""
+    means = functional.adaptive_avg_pool2d(maps.float(), cells)
+    return functional.interpolate(means, size=maps.shape[-2:], mode="nearest")
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def check_settings(path: Path, settings: Mapping[str, object], option: str = "--
     another folder.
     """
     if not path.is_file():
-        if path.parent.is_dir() and any(path.parent.iterdir()):
+        if path.parent.is_dir() and any(not _is_temporary(file) for file in path.parent.iterdir()):
             raise ValueError(
                 f"{path.parent} holds files that were not made here (it has no {path.name}): give an empty "
                 f"or a new folder as {option}"
@@ -59,6 +59,11 @@ def check_settings(path: Path, settings: Mapping[str, object], option: str = "--
             f"{path.parent} was made with other settings: {changes}. Give another {option}, or those "
             "settings to go on"
         )
+
+
+def _is_temporary(path: Path) -> bool:
+    """Whether a killed process may have left the file while it wrote."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def fingerprint_of(values: Iterable[object]) -> str:

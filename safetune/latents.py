@@ -58,7 +58,7 @@ def drawn_latents(
     prompts: Sequence[str],
     numbers: Sequence[int],
     seed: int,
-    resolution: int,
+    resolution: int | tuple[int, int],
     steps: int,
     guidance_scale: float,
     batch_size: int,
@@ -67,7 +67,8 @@ def drawn_latents(
 ) -> Tensor:
     """draw_latents of N prompts through cached_latents: (N, C, h, w) on the CPU.
 
-    A row's noise comes from `seed` and its number. `dependencies` are what the pictures hang on besides.
+    A row's noise comes from `seed` and its number; `resolution` is pixels a side, or height and width.
+    `dependencies` are what the pictures hang on besides.
     """
     states = [np.random.SeedSequence([seed, number]).generate_state(1) for number in numbers]
     seeds = [int(state[0]) for state in states]
@@ -109,23 +110,24 @@ def draw_latents(
     backbone: Backbone,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    resolution: int,
+    resolution: int | tuple[int, int],
     steps: int,
     guidance_scale: float,
     batch_size: int,
 ) -> Tensor:
     """Scaled latents (N, C, h, w) that the model draws of N prompts by CFG; no picture is decoded.
 
-    A row depends on its own prompt and seed alone. `resolution` is in pixels a side.
+    A row depends on its own prompt and seed alone. `resolution` is pixels a side, or height and width.
     """
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     chunks = []
     with silent_diffusers():
         for start in range(0, len(prompts), batch_size):
             rows = slice(start, start + batch_size)
             output = backbone.pipeline(
                 list(prompts[rows]),
-                height=resolution,
-                width=resolution,
+                height=height,
+                width=width,
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds[rows]],

@@ -1,12 +1,13 @@
-"""What every run writes beside its weights: run.json and metrics.jsonl."""
+"""What every run writes beside its weights: run.json, metrics.jsonl and what a tracker shows."""
 
-import atexit
-import gc
 import json
 import os
 import platform
+import statistics
 import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,28 +18,17 @@ from torch import Tensor
 
 from safetune.files import write_json, write_text
 
-PACKAGES = ("safetune-diffusion", "torch", "diffusers", "transformers", "peft", "accelerate", "datasets")
-
-
-def check_world_size(accelerator: Accelerator) -> None:
-    """RuntimeError when the launcher started several processes that do not know of each other.
-
-    Also registers the exit hook without which gloo can abort a process that has finished its work.
-    """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
-        raise RuntimeError(
-            f"{launched} processes were launched but each sees {accelerator.num_processes}: on CPUs use a "
-            "launch file with distributed_type MULTI_GPU and ACCELERATE_USE_CPU=true, see launch/cpu_ddp.yaml"
-        )
-    atexit.register(_leave_process_group)
-
-
-def _leave_process_group() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-        gc.collect()
-        time.sleep(0.2)
+PACKAGES = (
+    "safetune-diffusion",
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "bitsandbytes",
+    "deepspeed",
+)
 
 
 def versions() -> dict[str, str]:
@@ -86,26 +76,112 @@ def write_run(
     write_json(folder / "run.json", facts)
 
 
-class Metrics:
-    """Scalars per step, averaged over processes, appended to a file of JSON lines by the main one.
+def start_tracker(
+    accelerator: Accelerator, project: str, folder: Path, config: Mapping[str, object], first_step: int
+) -> None:
+    """Open the trackers that the Accelerator was made with, if any; every process calls it.
 
-    A run that goes on from `first_step` keeps the lines of the steps before it.
+    Nothing leaves the machine: W&B is offline unless WANDB_MODE says otherwise, trackio writes to its own
+    folder. TensorBoard forgets what a killed run showed of `first_step` and later; the others open a new run.
+    """
+    if not accelerator.log_with:
+        return
+    options = {
+        "tensorboard": {"purge_step": first_step},
+        "wandb": {"name": folder.name, "dir": str(folder), "mode": os.environ.get("WANDB_MODE", "offline")},
+        "trackio": {"name": f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}", "embed": False},
+    }
+    plain = {name: value if isinstance(value, int | float) else str(value) for name, value in config.items()}
+    accelerator.init_trackers(project, config=plain, init_kwargs=options)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has held at most: on the GPU what PyTorch allocated, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+class Metrics:
+    """Numbers per step, one for all processes: appended to JSON lines by the main one, and shown by trackers.
+
+    A run that goes on from `first_step` keeps the lines of the steps before it. Nothing in the file hangs on
+    the clock, so that a resumed run's equals an uninterrupted one's byte for byte: pairs/s and memory go to
+    the bar, the trackers and `summary` alone. `prefix` stands before the names that trackers show.
     """
 
-    def __init__(self, accelerator: Accelerator, path: Path, first_step: int) -> None:
-        self.accelerator, self.path = accelerator, path
+    def __init__(self, accelerator: Accelerator, path: Path, first_step: int, prefix: str = "") -> None:
+        self.accelerator, self.path, self.prefix = accelerator, path, prefix
+        self.rates: list[float] = []
+        self.last = time.perf_counter()
         if accelerator.is_main_process:
             lines = path.read_text().splitlines(keepends=True) if path.is_file() and first_step else []
             # A killed run can leave half a line.
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < first_step]
             write_text(path, "".join(kept))
 
-    def log(self, step: int, scalars: dict[str, Tensor]) -> dict[str, float]:
-        """Returns the averaged values."""
-        stacked = torch.stack([value.detach().float() for value in scalars.values()])
-        averaged = self.accelerator.reduce(stacked, reduction="mean").tolist()
-        values = dict(zip(scalars, averaged, strict=True))
+    def log(
+        self,
+        step: int,
+        scalars: Mapping[str, Tensor],
+        sums: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        pairs: int = 0,
+        lr: float | None = None,
+    ) -> dict[str, float]:
+        """Returns what stands in the line: scalars averaged, sums divided by their counts, in one reduction.
+
+        `sums` holds a name's sum over rows and their number, of this process in all its passes, so that every
+        row counts alike; a name without any row is left out. `pairs` is the step's number in all processes.
+        """
+        sums = sums or {}
+        parts = [value / self.accelerator.num_processes for value in scalars.values()]
+        parts += [part for pair in sums.values() for part in pair]
+        stacked = torch.stack([part.detach().to(self.accelerator.device, torch.float32) for part in parts])
+        added = self.accelerator.reduce(stacked, reduction="sum").tolist()
+        values = dict(zip(scalars, added, strict=False))
+        totals, counts = added[len(scalars) :: 2], added[len(scalars) + 1 :: 2]
+        values |= {
+            name: total / count for name, total, count in zip(sums, totals, counts, strict=True) if count
+        }
+        if lr is not None:
+            values["lr"] = lr
+        self.write(step, values, self._pace(pairs))
+        return values
+
+    def write(self, step: int, values: Mapping[str, float], shown: Mapping[str, float] | None = None) -> None:
+        """A line of values that are the same on every process; trackers are told what is `shown` besides."""
         if self.accelerator.is_main_process:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
-        return values
+        told = {self.prefix + name: value for name, value in {**values, **(shown or {})}.items()}
+        self.accelerator.log(told, step=step)
+
+    def postfix(self, values: Mapping[str, float]) -> dict[str, str]:
+        """What the progress bar shows of a line: loss, its harmful and clean part, pairs/s, peak memory."""
+        names = {"loss": "loss", "harmful_error": "harm", "clean_error": "clean"}
+        shown = {short: f"{values[name]:.4f}" for name, short in names.items() if name in values}
+        if self.rates:
+            shown["pairs/s"] = f"{self.rates[-1]:.1f}"
+        return {**shown, "memory": f"{peak_memory(self.accelerator.device) / 2**30:.1f}G"}
+
+    def summary(self) -> dict[str, float | int | None]:
+        """For run.json: the median of pairs/s over the steps, and the main process's peak memory in bytes."""
+        median = round(statistics.median(self.rates), 2) if self.rates else None
+        return {"pairs_per_second": median, "peak_memory": peak_memory(self.accelerator.device)}
+
+    def _pace(self, pairs: int) -> dict[str, float]:
+        """Pairs per second since the last line, and peak memory, where the step's pairs are told."""
+        now = time.perf_counter()
+        elapsed, self.last = now - self.last, now
+        if not pairs:
+            return {}
+        self.rates.append(pairs / elapsed)
+        memory = peak_memory(self.accelerator.device) / 2**30
+        return {"pairs_per_second": self.rates[-1], "memory_gib": memory}

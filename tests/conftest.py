@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -50,6 +51,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """No test inherits the precision and the processes of another's Accelerator."""
+    yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
 
 
 def has_gpu() -> bool:

@@ -44,7 +44,7 @@ def test_a_finished_demo_runs_no_stage_again(finished: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise AssertionError("a finished stage was run again")
 
-    monkeypatch.setattr("safetune.demo.run_command", fail)
+    monkeypatch.setattr("safetune.stages.run_command", fail)
     monkeypatch.setattr("safetune.demo.write_demo_report", fail)
     run_demo(finished, quick=True)
 

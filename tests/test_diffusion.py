@@ -40,6 +40,22 @@ def test_safe_target_folds_the_redirector_into_the_student() -> None:
     torch.testing.assert_close(diffusion.cfg(null, student, scale), diffusion.cfg(redirected, cond, scale))
 
 
+def test_mse_along_takes_the_part_on_the_direction_alone() -> None:
+    predicted, target = torch.tensor([[3.0, 4.0], [3.0, 4.0]]), torch.zeros(2, 2)
+    direction = torch.tensor([[-2.0, 0.0], [0.0, 0.0]])
+    along = diffusion.mse_along(predicted, target, direction)
+    assert along.tolist() == pytest.approx([3.0**2 / 2, 0.0])
+
+
+def test_coarse_keeps_the_means_of_areas() -> None:
+    maps = torch.zeros(1, 1, 8, 8)
+    maps[..., :2, :2] = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    areas = diffusion.coarse(maps)
+    assert areas[0, 0, :2, :2].tolist() == [[3.0, 3.0], [3.0, 3.0]]
+    assert areas.sum() == 12 and ((maps - areas) * areas).sum() == 0
+    torch.testing.assert_close(diffusion.coarse(areas), areas)
+
+
 def test_safe_target_leaves_clean_pairs_alone() -> None:
     cond = column(3.0, 3.0)
     target = diffusion.safe_target(

@@ -29,3 +29,8 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(ValueError, match=r"files that were not made here \(it has no made.json\)"):
         check_settings(tmp_path / "made.json", {"seed": 0})
+
+
+def test_what_a_killed_process_left_is_no_foreign_file(tmp_path: Path) -> None:
+    (tmp_path / ".made.json.1.tmp").touch()
+    check_settings(tmp_path / "made.json", {"seed": 0})

@@ -53,8 +53,12 @@ class Backbone(Protocol):
         """Scaled latents (B, C, h, w) to pictures (B, 3, H, W) in [-1, 1]."""
         ...
 
-    def free_encoders(self) -> None:
-        """Drop text encoders and autoencoder; encoding and decoding raise RuntimeError from then on."""
+    def free_encoders(self, keep_vae: bool = False) -> None:
+        """Drop text encoders and autoencoder; encoding and decoding raise RuntimeError from then on.
+
+        With `keep_vae` the autoencoder stays, on the CPU: encode_images and decode bring it to the denoiser's
+        device for their call.
+        """
         ...
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -71,9 +75,12 @@ class Backbone(Protocol):
         timesteps: Tensor,
         conditioning: Conditioning,
         denoiser: nn.Module | None = None,
+        time_ids: Tensor | None = None,
     ) -> Tensor:
         """The denoiser's raw output (B, C, h, w); conditioning has B rows.
 
-        `denoiser` takes the place of the backbone's own: a student as accelerate wrapped it.
+        `denoiser` takes the place of the backbone's own: a student as accelerate wrapped it. `time_ids` are
+        SDXL's (B, 6): original height and width, top and left of the crop, height and width; by default those
+        of uncropped pictures. Other families do not read them.
         """
         ...

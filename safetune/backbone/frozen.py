@@ -3,7 +3,8 @@
 import gc
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +40,9 @@ class FrozenPipeline(ABC):
         for module in pipeline.components.values():
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
+        # This halves the encoder's time in fp32 on a CPU. The decoder stays as it is: its pictures are those
+        # of a plain pipeline, bit for bit.
+        pipeline.vae.encoder.to(memory_format=torch.channels_last)
 
     @property
     def device(self) -> torch.device:
@@ -57,27 +61,30 @@ class FrozenPipeline(ABC):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        vae = self._require("vae")
-        shift = getattr(vae.config, "shift_factor", None)
-        chunks = []
-        for chunk in images.split(images_at_once(images.shape[2] * images.shape[3])):
-            mean = vae.encode(chunk.to(self.device, vae.dtype)).latent_dist.mean
-            chunks.append((mean - shift if shift else mean) * vae.config.scaling_factor)
-        return torch.cat(chunks)
+        with self._vae() as vae:
+            shift = getattr(vae.config, "shift_factor", None)
+            chunks = []
+            for chunk in images.split(images_at_once(images.shape[2] * images.shape[3])):
+                mean = vae.encode(chunk.to(self.device, vae.dtype)).latent_dist.mean
+                chunks.append((mean - shift if shift else mean) * vae.config.scaling_factor)
+            return torch.cat(chunks)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        vae = self._require("vae")
-        shift = getattr(vae.config, "shift_factor", None)
-        scale = 2 ** (len(vae.config.block_out_channels) - 1)
-        chunks = []
-        for chunk in latents.split(images_at_once(latents.shape[2] * latents.shape[3] * scale**2)):
-            unscaled = chunk.to(self.device, vae.dtype) / vae.config.scaling_factor
-            chunks.append(vae.decode(unscaled + shift if shift else unscaled).sample)
-        return torch.cat(chunks).clamp(-1, 1)
+        with self._vae() as vae:
+            shift = getattr(vae.config, "shift_factor", None)
+            scale = 2 ** (len(vae.config.block_out_channels) - 1)
+            chunks = []
+            for chunk in latents.split(images_at_once(latents.shape[2] * latents.shape[3] * scale**2)):
+                unscaled = chunk.to(self.device, vae.dtype) / vae.config.scaling_factor
+                chunks.append(vae.decode(unscaled + shift if shift else unscaled).sample)
+            return torch.cat(chunks).clamp(-1, 1)
 
-    def free_encoders(self) -> None:
-        self.pipeline.register_modules(**dict.fromkeys((*self.text_encoders, "vae")))
+    def free_encoders(self, keep_vae: bool = False) -> None:
+        if keep_vae:
+            self._require("vae").to("cpu")
+        freed = self.text_encoders if keep_vae else (*self.text_encoders, "vae")
+        self.pipeline.register_modules(**dict.fromkeys(freed))
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -98,6 +105,17 @@ class FrozenPipeline(ABC):
         )
         ids: Tensor = tokens.input_ids.to(self.device)
         return ids
+
+    @contextmanager
+    def _vae(self) -> Iterator[Any]:
+        """The autoencoder beside the denoiser; one that free_encoders put away goes back afterwards."""
+        vae = self._require("vae")
+        home = vae.device
+        vae.to(self.device)
+        try:
+            yield vae
+        finally:
+            vae.to(home)
 
     def _require(self, name: str) -> Any:
         """A module of the pipeline; RuntimeError when free_encoders let it go."""

@@ -58,6 +58,7 @@ class StableDiffusion3Backbone(FrozenPipeline):
         timesteps: Tensor,
         conditioning: Conditioning,
         denoiser: nn.Module | None = None,
+        time_ids: Tensor | None = None,
     ) -> Tensor:
         if conditioning.pooled is None:
             raise ValueError("Stable Diffusion 3 needs pooled embeddings: give a Conditioning with `pooled`")

@@ -39,13 +39,12 @@ class StableDiffusionXLBackbone(StableDiffusionBackbone):
         timesteps: Tensor,
         conditioning: Conditioning,
         denoiser: nn.Module | None = None,
+        time_ids: Tensor | None = None,
     ) -> Tensor:
         if conditioning.pooled is None:
             raise ValueError("SDXL needs pooled embeddings: give a Conditioning with `pooled`")
-        added = {
-            "text_embeds": conditioning.pooled.to(self.dtype),
-            "time_ids": size_ids(noisy, self.pipeline.vae_scale_factor).to(self.dtype),
-        }
+        ids = size_ids(noisy, self.pipeline.vae_scale_factor) if time_ids is None else time_ids
+        added = {"text_embeds": conditioning.pooled.to(self.dtype), "time_ids": ids.to(self.dtype)}
         output: Tensor = (self.denoiser if denoiser is None else denoiser)(
             noisy.to(self.dtype),
             timesteps,

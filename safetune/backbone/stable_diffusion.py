@@ -42,6 +42,7 @@ class StableDiffusionBackbone(FrozenPipeline):
         timesteps: Tensor,
         conditioning: Conditioning,
         denoiser: nn.Module | None = None,
+        time_ids: Tensor | None = None,
     ) -> Tensor:
         output: Tensor = (self.denoiser if denoiser is None else denoiser)(
             noisy.to(self.dtype), timesteps, encoder_hidden_states=conditioning.embeds.to(self.dtype)

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from safetune.evaluation.metrics import HARM_THRESHOLD, label_metrics
-from safetune.evaluation.sampling import load_pictures
-from safetune.evaluation.suites import CELLS
-from safetune.labeling.finished import read_labels
+from safetune.evaluation.evaluate import by_kind
+from safetune.evaluation.metrics import label_metrics
+from safetune.evaluation.sampling import first_pictures, first_verdicts
+from safetune.labeling.finished import read_labels, read_summary
 from safetune.reporting import GridRow, PoolScores
 
 CONDITIONS = ("base", "safecfg", "lora")
@@ -19,15 +19,22 @@ CONDITIONS = ("base", "safecfg", "lora")
 
 def collect_results(out: Path) -> dict[str, Any]:
     """results.json of a demo: rates, labels against the truth, export proof, seconds, protocol."""
-    results: dict[str, Any] = json.loads((out / "evaluation" / "results.json").read_text())
+    results = read_results(out)
     labels = read_labels(out / "pool" / "labels")
     return {
-        "schema": "safetune.results/1",
-        **results,
+        "schema": "safetune.demo/1",
+        **by_kind(results),
+        "protocol": {**results["protocol"], "versions": results["versions"]},
         "labels": label_metrics(labels, read_truth(out)),
         "export": json.loads((out / "export" / "export.json").read_text()),
         "seconds": json.loads((out / "seconds.json").read_text()),
     }
+
+
+def read_results(out: Path) -> dict[str, Any]:
+    """results.json of the demo's evaluation."""
+    results: dict[str, Any] = json.loads((out / "evaluation" / "results.json").read_text())
+    return results
 
 
 def read_truth(out: Path) -> pd.DataFrame:
@@ -38,22 +45,17 @@ def read_truth(out: Path) -> pd.DataFrame:
 def demo_grid(out: Path, per_cell: int = 5) -> list[GridRow]:
     """The first prompts of each cell under the three conditions, same seeds, with the judge's verdicts."""
     folder, rows = out / "evaluation", []
-    verdicts = {name: pd.read_parquet(folder / f"{name}.parquet") for name in CONDITIONS}
-    for cell in CELLS:
-        job = {name: folder / name / f"{cell}-0.json" for name in CONDITIONS}
-        pictures = {name: load_pictures(path) for name, path in job.items()}
-        prompts = json.loads(job["base"].read_text())["prompts"]
+    for cell, kind in read_results(out)["cell_kinds"].items():
+        drawn = {name: first_pictures(folder, name, cell) for name in CONDITIONS}
+        flags = {name: first_verdicts(folder, name, cell) for name in CONDITIONS}
+        prompts = drawn["base"][0]
         for row in range(min(per_cell, len(prompts))):
-            flags = {}
-            for name, frame in verdicts.items():
-                chosen = frame[(frame.cell == cell) & (frame.seed == 0) & (frame.row == row)]
-                flags[name] = bool(chosen.harm_probability.iloc[0] >= HARM_THRESHOLD)
             rows.append(
                 GridRow(
                     prompt=prompts[row],
-                    harmful=cell != "clean",
-                    pictures={name: Image.fromarray(pictures[name][row]) for name in CONDITIONS},
-                    flagged=flags,
+                    harmful=kind == "harmful",
+                    pictures={name: Image.fromarray(drawn[name][1][row]) for name in CONDITIONS},
+                    flagged={name: flags[name][row] for name in CONDITIONS},
                 )
             )
     return rows
@@ -62,7 +64,7 @@ def demo_grid(out: Path, per_cell: int = 5) -> list[GridRow]:
 def demo_pool(out: Path) -> PoolScores:
     """Scores, labels and truth of the pool for the report's histograms."""
     labels, truth = read_labels(out / "pool" / "labels"), read_truth(out)
-    options = json.loads((out / "pool" / "labels" / "labels.json").read_text())["calibration"]
+    options = read_summary(out / "pool" / "labels")["calibration"]
     names = ("prompt_score", "guidance_score", "image_score", "pair_score")
     return PoolScores(
         scores={name: labels[name].to_numpy() for name in names},

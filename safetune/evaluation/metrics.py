@@ -27,11 +27,25 @@ def picture_outcomes(scores: dict[str, np.ndarray], scenes: Sequence[Scene]) -> 
     return outcomes
 
 
-def over_seeds(per_seed: Sequence[float]) -> dict[str, Any]:
-    """Mean and standard error of the mean over seeds."""
-    values = np.asarray(per_seed, dtype=np.float64)
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-    return {"mean": float(values.mean()), "stderr": error, "per_seed": [float(v) for v in values]}
+def rate(outcomes: np.ndarray, resamples: int = 2000) -> dict[str, Any]:
+    """Share of true outcomes (seeds, prompts), its standard error over seeds, and a 95% interval.
+
+    The interval, `low` to `high`, is a percentile bootstrap that draws prompts anew, each with all its seeds:
+    pictures of one prompt are not independent. Fixed by a seed of its own.
+    """
+    outcomes = np.asarray(outcomes, dtype=np.float64)
+    per_seed, per_prompt = outcomes.mean(1), outcomes.mean(0)
+    drawn = np.random.default_rng(0).integers(len(per_prompt), size=(resamples, len(per_prompt)))
+    low, high = np.percentile(per_prompt[drawn].mean(1), [2.5, 97.5])
+    seeds = len(per_seed)
+    return {
+        "mean": float(outcomes.mean()),
+        "stderr": float(per_seed.std(ddof=1) / np.sqrt(seeds)) if seeds > 1 else None,
+        "low": float(low),
+        "high": float(high),
+        "per_seed": per_seed.tolist(),
+        "count": outcomes.size,
+    }
 
 
 def label_metrics(labels: pd.DataFrame, truth: pd.DataFrame) -> dict[str, Any]:

@@ -2,44 +2,58 @@
 
     python plain_sampler.py JOB.json
 
-JOB.json holds: base (folder), adapter (file or null), negative_embeds (safetensors with `embeds` (N, L, D),
-or null), prompts (N), seeds (one per picture), steps, guidance_scale, dtype, batch_size, threads, and out
-(.npy, N x H x W x 3, uint8).
+JOB.json holds: base (folder), adapter (file or null), denoiser (folder of other weights, or null),
+negative_embeds (safetensors with `embeds` (N, L, D), and `pooled` (N, P) for SDXL and SD3, or null), prompts
+(N), seeds (one per picture), steps, guidance_scale, dtype, batch_size, threads, and out (.npy, N x H x W x 3,
+uint8). Several jobs of the same weights in a row load them once.
 """
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 
-def sample(job: dict[str, Any]) -> None:
-    """Write the job's pictures as uint8; a finished output is not made again."""
-    import numpy as np
+def load(job: dict[str, Any]) -> Any:
+    """The job's pipeline, its adapter fused."""
     import torch
-    from diffusers import StableDiffusionPipeline
-    from safetensors.torch import load_file
+    from diffusers import DiffusionPipeline
 
     if job.get("threads"):
         torch.set_num_threads(job["threads"])
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        job["base"], dtype=getattr(torch, job["dtype"]), use_safetensors=True
-    )
+    dtype = getattr(torch, job["dtype"])
+    pipeline = DiffusionPipeline.from_pretrained(job["base"], dtype=dtype, use_safetensors=True)
+    if job.get("denoiser"):
+        name = "unet" if hasattr(pipeline, "unet") else "transformer"
+        kind = type(getattr(pipeline, name))
+        weights = kind.from_pretrained(job["denoiser"], dtype=dtype, use_safetensors=True)
+        pipeline.register_modules(**{name: weights})
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.set_progress_bar_config(disable=True)
     if job["adapter"]:
         adapter = Path(job["adapter"])
         pipeline.load_lora_weights(adapter.parent, weight_name=adapter.name)
         pipeline.fuse_lora()
-    negative = load_file(job["negative_embeds"])["embeds"] if job["negative_embeds"] else None
+    return pipeline
+
+
+def draw(pipeline: Any, job: dict[str, Any]) -> None:
+    """Write the job's pictures as uint8."""
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file
+
+    negative = load_file(job["negative_embeds"]) if job["negative_embeds"] else {}
+    names = {"embeds": "negative_prompt_embeds", "pooled": "negative_pooled_prompt_embeds"}
     pictures = []
     for start in range(0, len(job["prompts"]), job["batch_size"]):
         rows = slice(start, start + job["batch_size"])
         output = pipeline(
             job["prompts"][rows],
-            negative_prompt_embeds=None
-            if negative is None
-            else negative[rows].to(pipeline.device, pipeline.unet.dtype),
+            **{
+                names[key]: value[rows].to(pipeline.device, pipeline.dtype) for key, value in negative.items()
+            },
             num_inference_steps=job["steps"],
             guidance_scale=job["guidance_scale"],
             generator=[torch.Generator().manual_seed(seed) for seed in job["seeds"][rows]],
@@ -51,6 +65,18 @@ def sample(job: dict[str, Any]) -> None:
     temporary.replace(job["out"])
 
 
+def sample(paths: Sequence[str], prepare: Callable[[Any, dict[str, Any]], None] | None = None) -> None:
+    """Draw the jobs in turn; `prepare` changes a pipeline before a job of its own draws with it."""
+    weights, pipeline = None, None
+    for path in paths:
+        job = json.loads(Path(path).read_text())
+        wanted = [job.get(key) for key in ("base", "adapter", "denoiser", "dtype", "threads")]
+        if wanted != weights:
+            weights, pipeline = wanted, load(job)
+        if prepare is not None:
+            prepare(pipeline, job)
+        draw(pipeline, job)
+
+
 if __name__ == "__main__":
-    for path in sys.argv[1:]:
-        sample(json.loads(Path(path).read_text()))
+    sample(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Adapter files for others: written, loaded back and compared before they count."""
+"""Weights for others: in their formats, loaded back by their readers before they count."""
 
 from safetune.export.exporting import export_run
 

@@ -22,8 +22,13 @@ def read_finished(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise ValueError(f"{folder} holds no finished labels: run `safetune label DATA --hgr DIR` first")
     labels = pd.concat([pd.read_parquet(part) for part in parts], ignore_index=True)
     scores = {name: pd.to_numeric(labels[name]).astype("float64") for name in SCORES}
-    summary = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-    return labels.assign(key=labels.key.astype(str), **scores), summary
+    return labels.assign(key=labels.key.astype(str), **scores), read_summary(folder)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The content of a folder's labels.json."""
+    summary: dict[str, Any] = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    return summary
 
 
 def read_labels(folder: Path) -> pd.DataFrame:
@@ -32,10 +37,14 @@ def read_labels(folder: Path) -> pd.DataFrame:
     return apply_review(labels, folder)
 
 
+def labelled_kind(folder: Path) -> str:
+    """What the labels of a folder are of: pairs, prompts or images."""
+    return str(read_summary(folder).get("options", {}).get("kind", "pairs"))
+
+
 def check_redirector(folder: Path, fingerprint: str) -> None:
     """ValueError when the labels of a folder were written with another redirector than the one named."""
-    facts = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-    found = facts.get("hgr_fingerprint", fingerprint)
+    found = read_summary(folder).get("hgr_fingerprint", fingerprint)
     if found != fingerprint:
         raise ValueError(
             f"the labels in {folder} come from the redirector {found}, the one given is {fingerprint}: give "

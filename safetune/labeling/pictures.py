@@ -1,14 +1,24 @@
 """Pictures of labelled pairs by key: one pass over the records, and only what is asked for is decoded."""
 
-from collections.abc import Collection, Mapping, Sequence
-from itertools import islice
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
-import torch
 from PIL.Image import Image
-from torch import Tensor
 
-from safetune.backbone import Backbone
-from safetune.pairs import Limits, Pair, PairSource, Record, mark_repeats, read_pair, to_tensor
+from safetune.labeling.finished import read_summary
+from safetune.pairs import Limits, Pair, PairSource, Record, mark_repeats, open_pairs, read_pair
+
+COLUMNS = ("image_column", "key_column", "split", "streaming")
+"""Options of open_pairs that a run of `safetune label` leaves in its labels.json."""
+
+
+def open_labelled(data: str | Path, labels: Path) -> PairSource:
+    """The pictures that were labelled, read as the labeler read them; `labels` is the folder of the labels.
+
+    ValueError when there is nothing to read at `data`.
+    """
+    options = read_summary(labels).get("options", {})
+    return open_pairs(data, kind="images", **{name: options[name] for name in COLUMNS if name in options})
 
 
 def find_records(source: PairSource, keys: Collection[str]) -> dict[str, Record]:
@@ -31,29 +41,3 @@ def read_pictures(source: PairSource, keys: Collection[str]) -> Mapping[str, Ima
     """Pictures of a few keys, all in memory; what is not there or cannot be read is missing."""
     found = {key: read_picture(record) for key, record in find_records(source, keys).items()}
     return {key: picture for key, picture in found.items() if picture is not None}
-
-
-def labelled_latents(
-    backbone: Backbone, source: PairSource, keys: Sequence[str], resolution: int, batch_size: int = 64
-) -> Tensor:
-    """Latents (N, C, h, w) of the pictures of N keys, in their order.
-
-    Raises ValueError when the source lacks one of them or its picture can no longer be read.
-    """
-    places = {key: place for place, key in enumerate(keys)}
-    latents: list[Tensor | None] = [None] * len(keys)
-    wanted = (record for record in mark_repeats(source) if record.key in places and not record.defect)
-    while batch := list(islice(wanted, batch_size)):
-        pairs = [(record.key, picture) for record in batch if (picture := read_picture(record)) is not None]
-        encoded = backbone.encode_images(
-            torch.stack([to_tensor(picture, resolution) for _, picture in pairs])
-        )
-        for (key, _), latent in zip(pairs, encoded, strict=True):
-            latents[places[key]] = latent
-    lost = [key for key, place in places.items() if latents[place] is None]
-    if lost:
-        raise ValueError(
-            f"{len(lost)} of {len(keys)} labelled pictures are not there any more, such as {lost[0]!r}: run "
-            "`safetune label` again on this data"
-        )
-    return torch.stack([latent for latent in latents if latent is not None])

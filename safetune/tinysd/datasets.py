@@ -1,11 +1,13 @@
 """The data sets of the demo: pairs that train the redirector, and the unlabelled pool."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from safetune.files import write_json
 from safetune.pairs import write_pairs
+from safetune.tinysd.vocabulary import HARMFUL_OBJECTS, Thing
 from safetune.tinysd.world import Scene, clean_twin, render, sample_scene, without_object
 
 # Seeds apart from those of training (0) and of the judge (7): no scene is shared.
@@ -17,7 +19,7 @@ def clean_counterpart(harmful: Scene, rng: np.random.Generator) -> Scene:
     return clean_twin(harmful, rng) if rng.random() < 0.75 else without_object(harmful)
 
 
-def write_hgr_pairs(folder: Path, count: int = 2048, seed: int = HGR_SEED) -> None:
+def write_hgr_pairs(folder: Path, count: int = 8192, seed: int = HGR_SEED) -> None:
     """Write `count` pairs, half harmful (seen split only): text, safe_prompt, category, concept.
 
     Every second harmful prompt stands beside the picture of its safe rewriting: that is where SafeCFG leads
@@ -42,18 +44,25 @@ def write_hgr_pairs(folder: Path, count: int = 2048, seed: int = HGR_SEED) -> No
     write_pairs(folder, map(render, pictures), rows)
 
 
+def harmful_rounds(rng: np.random.Generator) -> Iterator[Thing]:
+    """Harmful objects without end: each of them once in random order, then each once more."""
+    while True:
+        yield from (HARMFUL_OBJECTS[number] for number in rng.permutation(len(HARMFUL_OBJECTS)))
+
+
 def pool_scenes(count: int, seed: int = POOL_SEED) -> list[tuple[Scene, Scene]]:
     """Pairs of (scene of the caption, scene of the picture), seen names and pairs only.
 
     40% harmful and 40% clean matched pairs, 10% harmful pictures under benign captions, 10% clean pictures
-    under harmful captions.
+    under harmful captions; each of the ten parts holds every harmful object equally often.
     """
     rng = np.random.default_rng(seed)
+    rounds = [harmful_rounds(rng) for _ in range(10)]
     pairs = []
     for number in range(count):
-        harmful = sample_scene(rng, harmful=True, split="seen")
-        clean = clean_counterpart(harmful, rng)
         kind = number % 10
+        harmful = sample_scene(rng, harmful=True, split="seen", harm=next(rounds[kind]))
+        clean = clean_counterpart(harmful, rng)
         if kind < 4:
             pairs.append((harmful, harmful))
         elif kind < 8:

@@ -26,6 +26,7 @@ from safetune.tinysd.vocabulary import (
     STYLES,
     SUBJECTS,
     TEMPLATES,
+    Thing,
 )
 
 Split = Literal["seen", "heldout_names", "heldout_pairs", "all"]
@@ -66,7 +67,7 @@ class Scene:
     def caption(self) -> str:
         template = TEMPLATES[self.pose][self.template]
         text = template.format(s=self.subject, o=self.object_name, p=self.place_name, d=self.style_name)
-        return _fix_articles(text)
+        return fix_articles(text)
 
     @property
     def safe_caption(self) -> str:
@@ -90,15 +91,20 @@ def heldout_pairs() -> frozenset[tuple[str, str]]:
     return frozenset(pairs)
 
 
-def sample_scene(rng: np.random.Generator, harmful: bool, split: Split = "all") -> Scene:
-    """Draw a scene. Clean scenes are alike in every split; `all` mixes the harmful splits."""
+def sample_scene(
+    rng: np.random.Generator, harmful: bool, split: Split = "all", harm: Thing | None = None
+) -> Scene:
+    """Draw a scene. Clean scenes are alike in every split; `all` mixes the harmful splits.
+
+    A harmful scene shows the object `harm`, without it any of them.
+    """
     if not harmful:
         pose = str(rng.choice(["held", "lying", "absent"], p=[0.45, 0.3, 0.25]))
         thing = SAFE_OBJECTS[rng.integers(len(SAFE_OBJECTS))] if pose != "absent" else None
         subject, name = _pick(rng, [s.key for s in SUBJECTS]), _pick(rng, thing.names) if thing else ""
     else:
         pose = str(rng.choice(["held", "lying"], p=[0.6, 0.4]))
-        thing = HARMFUL_OBJECTS[rng.integers(len(HARMFUL_OBJECTS))]
+        thing = harm or HARMFUL_OBJECTS[rng.integers(len(HARMFUL_OBJECTS))]
         held_out = [s.key for s in SUBJECTS if (s.key, thing.key) in heldout_pairs()]
         seen = [s.key for s in SUBJECTS if (s.key, thing.key) not in heldout_pairs()]
         subject = _pick(rng, {"heldout_pairs": held_out, "all": seen + held_out}.get(split, seen))
@@ -150,7 +156,8 @@ def _pick(rng: np.random.Generator, options: list[str] | tuple[str, ...]) -> str
     return options[rng.integers(len(options))]
 
 
-def _fix_articles(text: str) -> str:
+def fix_articles(text: str) -> str:
+    """Write "an" before a vowel's sound."""
     words = text.split(" ")
     for i, (word, following) in enumerate(pairwise(words)):
         if word == "a" and following[0] in "aeiou" and not following.startswith("un"):

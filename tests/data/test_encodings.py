@@ -7,7 +7,16 @@ import torch
 
 from safetune.backbone import load_backbone
 from safetune.conditioning import Conditioning
-from safetune.data.encodings import Encoder, TensorStore, encoder_of, prompt_tensors, read_encoded
+from safetune.data import encodings
+from safetune.data.encodings import (
+    Encoder,
+    PromptRows,
+    TensorStore,
+    deviation,
+    encoder_of,
+    prompt_tensors,
+    read_encoded,
+)
 
 
 def test_store(tmp_path: Path) -> None:
@@ -67,3 +76,25 @@ def test_rows_of_conditioning() -> None:
 def test_nothing_cached(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no cached pairs"):
         read_encoded(tmp_path)
+
+
+def test_rows_of_a_store(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path, "latents")
+    store.add({"a": torch.zeros(2), "b": torch.ones(2)})
+    store.add({"c": torch.full((3,), 2.0)})
+    rows = store.rows(["b", "c", "b"])
+    assert rows.read([2, 0])[:, 0].tolist() == [1.0, 1.0] and rows.row(1).tolist() == [2.0, 2.0, 2.0]
+    with pytest.raises(KeyError):
+        store.rows(["d"])
+
+
+def test_spread_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five prompts of two tokens and width one; of three rows only every second prompt counts."""
+    tokens = torch.tensor([[1.0, 3.0], [9.0, 9.0], [5.0, 7.0], [9.0, 9.0], [9.0, 11.0]])
+    store = TensorStore(tmp_path, "prompts")
+    store.add({str(row): values.unsqueeze(1) for row, values in enumerate(tokens)})
+    rows = store.rows(map(str, range(5)))
+    assert deviation(rows, range(5), batch_size=2).tolist() == pytest.approx([tokens.std().item()])
+    monkeypatch.setattr(encodings, "SPREAD_ROWS", 3)
+    spread = PromptRows({"embeds": rows}).spread()
+    assert spread.embeds.item() == pytest.approx((70 / 5) ** 0.5) and spread.pooled is None

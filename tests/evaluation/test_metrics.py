@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from safetune.evaluation.metrics import label_metrics, over_seeds, picture_outcomes
+from safetune.evaluation.metrics import label_metrics, picture_outcomes, rate
 from safetune.tinysd.judge import CLASSES
 from safetune.tinysd.world import sample_scene
 
@@ -36,11 +36,19 @@ def test_harm_is_summed_over_classes(rng: np.random.Generator) -> None:
     assert picture_outcomes(scores, [scene])["harm_rate"][0]
 
 
-def test_over_seeds_by_hand() -> None:
-    block = over_seeds([0.1, 0.2, 0.3])
-    assert block["mean"] == pytest.approx(0.2)
-    assert block["stderr"] == pytest.approx(0.1 / np.sqrt(3))
-    assert over_seeds([0.5])["stderr"] is None
+def test_rate_by_hand() -> None:
+    block = rate(np.array([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]], bool))
+    assert block["per_seed"] == [0.25, 0.5, 0.75]
+    assert block["mean"] == 0.5 and block["count"] == 12
+    assert block["stderr"] == pytest.approx(0.25 / np.sqrt(3))
+
+
+def test_the_interval_draws_prompts_not_pictures() -> None:
+    # Two prompts, one always harmful and one never: drawn anew they are 0, 1/2 or 1, whatever the seeds.
+    few, many = (rate(np.tile([[True, False]], (seeds, 1))) for seeds in (1, 50))
+    assert (few["low"], few["high"]) == (many["low"], many["high"]) == (0.0, 1.0)
+    assert few["stderr"] is None and many["stderr"] == 0
+    assert rate(np.ones((2, 9), bool))["low"] == 1.0
 
 
 def test_label_metrics_by_hand() -> None:

@@ -14,11 +14,31 @@ def test_loss_by_hand() -> None:
     predicted, target = torch.full((2, 1, 1, 2), 2.0), torch.zeros(2, 1, 1, 2)
     norm = torch.tensor([9.0, 1.0])
     harmful, weight = torch.tensor([True, False]), torch.tensor([1.0, 0.5])
-    loss, scalars = redirection_loss(predicted, target, norm, harmful, 3.0, 0.1, weight)
-    assert loss.tolist() == pytest.approx([4.0, 3 * 0.5 * 4.0 + 0.1 * 1.0])
+    eps_null = torch.tensor([[3.0, 0.0], [0.0, 0.0]]).view(2, 1, 1, 2)  # half of the error lies along (-3, 0)
+    loss, scalars = redirection_loss(predicted, target, eps_null, norm, harmful, 3.0, 0.1, 6.0, weight)
+    assert loss.tolist() == pytest.approx([4.0 + 6.0 * 2.0, 3 * 0.5 * 4.0 + 0.1 * 1.0])
     assert scalars["clean_delta"].item() == pytest.approx(1.0)
     assert scalars["harmful_delta"].item() == pytest.approx(3.0)
     assert scalars["harmful_error"].item() == pytest.approx(4.0)
+
+
+def test_fine_parts_cannot_be_made_up_for_by_areas() -> None:
+    """An error square to the direction as a whole, but along it in areas and in finer parts."""
+    areas, fine = torch.ones(1, 1, 8, 8), torch.ones(1, 1, 8, 8)
+    fine[..., ::2] = -1
+    target, nothing = areas + fine, torch.zeros(1, 1, 8, 8)
+    loss, _ = redirection_loss(
+        target + areas - fine,
+        target,
+        nothing,
+        torch.zeros(1),
+        torch.tensor([True]),
+        1.0,
+        0.0,
+        6.0,
+        torch.ones(1),
+    )
+    assert loss.tolist() == pytest.approx([2.0 + 6.0 * 2.0])
 
 
 @pytest.fixture(params=["tiny_pipeline", "tiny_sd2", "tiny_sdxl", "tiny_sd3"])

@@ -1,0 +1,1 @@
+"""Memory of a fine-tuning run before anything is downloaded."""
