@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import numpy as np
@@ -17,39 +16,44 @@ import pytest
 
 from recipes import finetune
 from safetune.checkpoints import last_checkpoint
-from tests.recipes.conftest import run_recipe
 from tests.recipes.tuning import METHODS, assert_same_runs
 
 OPERATIONS = ("open", "rename", "replace", "mkdir", "rmdir", "unlink")
 
 
 @pytest.mark.slow
-def test_killed_at_20_random_moments_it_ends_the_same(
-    settings: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By turns after some checkpoint, and at a file operation: of the whole run at first, of saves later."""
+def test_killed_at_20_random_moments_it_ends_the_same(settings: dict[str, object], tmp_path: Path) -> None:
+    """By turns after some checkpoint, and at a file operation: of the whole run at first, of saves later.
+
+    Every run has a process of its own: what other tests set in this one (threads) would round otherwise.
+    """
     options = {**settings, **METHODS["lora"], "dropout": 0.1, "steps": 100, "checkpoint_every": 1}
     straight, cut = tmp_path / "straight", tmp_path / "cut"
-    run_recipe(finetune, {**options, "output_dir": straight}, monkeypatch)
-    words = [f"--{name}={value}" for name, value in {**options, "output_dir": cut}.items()]
     context = get_context("forkserver")
     context.set_forkserver_preload(["recipes.finetune"])
-    rng, done = np.random.default_rng(0), []
-    for death in range(20):
-        begun = context.Event()
-        operation = 0 if death % 2 else int(rng.integers(1, 60))
-        child = context.Process(target=tune_until_killed, args=(words, operation, death >= 10, begun))
+
+    def start(output: Path, operation: int = 0, in_saves: bool = False) -> BaseProcess:
+        words = [f"--{name}={value}" for name, value in {**options, "output_dir": output}.items()]
+        child = context.Process(target=tune_until_killed, args=(words, operation, in_saves))
         child.start()
+        return child
+
+    rng, done = np.random.default_rng(0), [0]
+    for death in range(20):
+        operation = 0 if death % 2 else int(rng.integers(1, 60))
+        child = start(cut, operation, in_saves=death >= 10)
         if not operation:
-            begun.wait(60)
-            wait_for_checkpoint(cut, (done[-1] if done else 0) + int(rng.integers(0, 5)), child)
+            wait_for_checkpoint(cut, done[-1] + int(rng.integers(1, 6)), child)
             time.sleep(rng.uniform(0, 0.1))
             child.kill()
         child.join()
         assert child.exitcode == -signal.SIGKILL, f"death {death}"
         done.append(last_checkpoint(cut / "checkpoints")[0])
     assert done == sorted(done) and 10 < done[-1] < 100
-    run_recipe(finetune, {**options, "output_dir": cut}, monkeypatch)
+    for output in (straight, cut):
+        child = start(output)
+        child.join()
+        assert child.exitcode == 0
     assert_same_runs(straight, cut)
 
 
@@ -59,8 +63,8 @@ def wait_for_checkpoint(run: Path, step: int, child: BaseProcess) -> None:
         time.sleep(0.02)
 
 
-def tune_until_killed(words: list[str], operation: int, in_saves: bool, begun: Event) -> None:
-    """Run the recipe; SIGKILL at that many file operations, for 0 none (the parent kills).
+def tune_until_killed(words: list[str], operation: int, in_saves: bool) -> None:
+    """Run the recipe; SIGKILL at that many file operations, for 0 none (the parent may kill).
 
     They count from the start, or `in_saves` from the first save.
     """
@@ -90,5 +94,4 @@ def tune_until_killed(words: list[str], operation: int, in_saves: bool, begun: E
     else:
         watch_files()
     sys.argv = ["finetune.py", *words]
-    begun.set()
     finetune.main()
