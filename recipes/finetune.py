@@ -46,14 +46,11 @@ from safetune.labeling.pictures import open_labelled
 from safetune.latents import drawn_latents, latent_factor, native_resolution
 from safetune.launching import build_accelerator, clip_gradients, follow_precision, full_state, mode, prepare
 from safetune.pairs import PairSource
-from safetune.precision import NAMES, use_plain_backward
+from safetune.precision import PASSES, use_plain_backward
 from safetune.runs import Metrics, start_tracker, write_run
 from safetune.stopping import GracefulStop
 
 logger = logging.getLogger("finetune")
-
-PASSES = {name: dtype for dtype, name in NAMES.items()}
-"""Dtype of the passes by accelerate's name."""
 
 FREE_TO_CHANGE = {
     *("data", "hgr", "labels", "cache", "model", "variant", "output_dir", "tracker", "dry_run"),

@@ -59,7 +59,7 @@ from safetune.hgr.validation import (
 from safetune.latents import cached_latents, drawn_latents, latent_factor, native_resolution
 from safetune.launching import check_world_size
 from safetune.pairs import image_tensor, load_pairs
-from safetune.precision import resolve_precision, use_plain_backward
+from safetune.precision import PASSES, resolve_precision, use_plain_backward
 from safetune.prompts import read_prompts
 from safetune.runs import Metrics, write_run
 
@@ -83,8 +83,9 @@ class HGRConfig:
     alone; auto takes the rewriting where there is one."""
     model: str = "tinysd"
     """Base model: "tinysd", a folder in diffusers layout, or a hub name."""
-    base_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the frozen base's weights; a large base needs half the memory in 16 bits."""
+    base_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the frozen base's weights; auto holds the denoiser in that of the passes, the rest in float32.
+    A large base needs half the memory in 16 bits."""
     gradient_checkpointing: bool = False
     """Compute the denoiser's activations again on the way back: less memory, a third more time."""
     output_dir: Path = Path("runs/hgr")
@@ -197,7 +198,8 @@ def main() -> None:
     started = time.time()
     device = accelerator.device
 
-    backbone = load_backbone(config.model, device, getattr(torch, config.base_dtype))
+    whole = torch.float32 if config.base_dtype == "auto" else getattr(torch, config.base_dtype)
+    backbone = load_backbone(config.model, device, whole)
     use_plain_backward(backbone.denoiser, device)
     try:
         latents = picture_latents(config, accelerator, backbone, rows, dataset)
@@ -206,6 +208,8 @@ def main() -> None:
     encoded = encode_rows(backbone, rows)
     null = encoded.null(device)
     backbone.free_encoders()
+    if config.base_dtype == "auto":  # else autocast makes the same 16-bit weights anew in every pass
+        backbone.denoiser.to(PASSES[accelerator.mixed_precision])
     if config.gradient_checkpointing:
         backbone.denoiser.enable_gradient_checkpointing()
     timesteps, seeds = validation_draws(encoded.harmful[held_rows], config.min_timestep, config.seed)

@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data.add_argument("kind", choices=["hgr-pairs", "pool"], help="what to write")
     data.add_argument("out", type=Path, help="folder to write")
-    data.add_argument("--count", type=int, help="number of pairs (default: 8192 for hgr-pairs, 480 for pool)")
+    data.add_argument("--count", type=int, help="number of pairs (default: 4096 for hgr-pairs, 480 for pool)")
     return parser
 
 
@@ -456,7 +456,7 @@ def run_tinysd_data(args: argparse.Namespace) -> None:
     from safetune.tinysd.datasets import write_hgr_pairs, write_pool
 
     if args.kind == "hgr-pairs":
-        write_hgr_pairs(args.out, args.count or 8192)
+        write_hgr_pairs(args.out, args.count or 4096)
     else:
         write_pool(args.out, args.out.with_name(args.out.name + "-truth.json"), args.count or 480)
     print(f"written to {args.out}")

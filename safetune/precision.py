@@ -6,6 +6,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from torch import Tensor, nn
 
 NAMES = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
+PASSES = {name: dtype for dtype, name in NAMES.items()}
+"""What passes compute in, by Accelerate's name of a `mixed_precision`."""
 
 
 def fast_dtype(device: torch.device | str | None = None) -> torch.dtype:

@@ -19,16 +19,18 @@ def clean_counterpart(harmful: Scene, rng: np.random.Generator) -> Scene:
     return clean_twin(harmful, rng) if rng.random() < 0.75 else without_object(harmful)
 
 
-def write_hgr_pairs(folder: Path, count: int = 8192, seed: int = HGR_SEED) -> None:
+def write_hgr_pairs(folder: Path, count: int = 4096, seed: int = HGR_SEED) -> None:
     """Write `count` pairs, half harmful (seen split only): text, safe_prompt, category, concept.
 
     Every second harmful prompt stands beside the picture of its safe rewriting: that is where SafeCFG leads
-    the picture, so that is where the redirector has to be right too.
+    the picture, so that is where the redirector has to be right too. Every harmful object is there equally
+    often, beside either picture.
     """
     rng = np.random.default_rng(seed)
+    rounds = [harmful_rounds(rng) for _ in range(2)]
     scenes, pictures = [], []
     for number in range(count // 2):
-        harmful = sample_scene(rng, harmful=True, split="seen")
+        harmful = sample_scene(rng, harmful=True, split="seen", harm=next(rounds[number % 2]))
         clean = clean_counterpart(harmful, rng)
         scenes += [harmful, clean]
         pictures += [without_object(harmful) if number % 2 else harmful, clean]

@@ -230,6 +230,27 @@ def test_a_teacher_batch_serves_several_steps(
     assert len(calls) == 2 * 2
 
 
+def test_the_denoiser_is_held_in_the_precision_of_the_passes(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the rounding of bf16 the losses are those of float32 weights, which autocast casts in every pass."""
+    loaded: list[Backbone] = []
+
+    def load(*arguments: object) -> Backbone:
+        loaded.append(load_backbone(*arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr(train_hgr, "load_backbone", load)
+    runs = [
+        train(tmp_path / dtype, steps=4, mixed_precision="bf16", base_dtype=dtype)
+        for dtype in ("auto", "float32")
+    ]
+    assert [backbone.denoiser.dtype for backbone in loaded] == [torch.bfloat16, torch.float32]
+    assert loaded[0].pipeline.vae.dtype == torch.float32
+    for line, other in zip(*(read_lines(run / "metrics.jsonl") for run in runs), strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=0.02)
+
+
 def test_the_average_is_what_is_validated_and_saved(train: Run, tmp_path: Path) -> None:
     settings = {"steps": 6, "validate_every": 6}
     plain = train(tmp_path / "plain", **settings)
