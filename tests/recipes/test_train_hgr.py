@@ -246,7 +246,6 @@ def test_the_denoiser_is_held_in_the_precision_of_the_passes(
         for dtype in ("auto", "float32")
     ]
     assert [backbone.denoiser.dtype for backbone in loaded] == [torch.bfloat16, torch.float32]
-    assert loaded[0].pipeline.vae.dtype == torch.float32
     for line, other in zip(*(read_lines(run / "metrics.jsonl") for run in runs), strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=0.02)
 
