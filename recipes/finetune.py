@@ -46,7 +46,7 @@ from safetune.labeling.pictures import open_labelled
 from safetune.latents import drawn_latents, latent_factor, native_resolution
 from safetune.launching import build_accelerator, clip_gradients, follow_precision, full_state, mode, prepare
 from safetune.pairs import PairSource
-from safetune.precision import PASSES, use_plain_backward
+from safetune.precision import PASSES, held_dtype, use_plain_backward
 from safetune.runs import Metrics, start_tracker, write_run
 from safetune.stopping import GracefulStop
 
@@ -68,17 +68,7 @@ def main() -> None:
         config = replace(config, validate_every=min(config.validate_every, 2), validation_count=2)
     started = time.time()
     try:
-        check_plan(
-            method=config.method,
-            quantization=config.quantization,
-            optimizer=config.optimizer,
-            targets=config.targets,
-            teacher=config.teacher,
-            cache_targets=config.cache_targets,
-            base_dtype=config.base_dtype,
-            family=None,
-            launch=launch_from_environment(),
-        )
+        check_plan(config, launch_from_environment())
         accelerator = build_accelerator(
             config.mixed_precision,
             config.accumulation,
@@ -299,9 +289,7 @@ def main() -> None:
 def load_base(config: FinetuneConfig, accelerator: Accelerator) -> Backbone:
     """The frozen base, in the precision and the bits that the options say."""
     device, passes = accelerator.device, PASSES[accelerator.mixed_precision]
-    dtype = torch.float32 if device.type == "cpu" or config.method == "full" else passes
-    if config.base_dtype != "auto":
-        dtype = getattr(torch, config.base_dtype)
+    dtype = held_dtype(config.base_dtype, passes, device.type != "cpu", config.method == "full")
     if config.quantization != "none":
         return load_quantized(config.model, config.quantization, device, dtype, variant=config.variant)
     backbone = load_backbone(config.model, device, dtype, variant=config.variant)

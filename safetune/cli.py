@@ -455,10 +455,11 @@ def run_tinysd_data(args: argparse.Namespace) -> None:
     """Run `safetune tinysd-data`."""
     from safetune.tinysd.datasets import write_hgr_pairs, write_pool
 
+    count = [args.count] if args.count else []
     if args.kind == "hgr-pairs":
-        write_hgr_pairs(args.out, args.count or 4096)
+        write_hgr_pairs(args.out, *count)
     else:
-        write_pool(args.out, args.out.with_name(args.out.name + "-truth.json"), args.count or 480)
+        write_pool(args.out, args.out.with_name(args.out.name + "-truth.json"), *count)
     print(f"written to {args.out}")
 
 

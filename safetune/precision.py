@@ -33,6 +33,17 @@ def resolve_dtype(name: str, device: torch.device | str | None = None) -> torch.
     return dtype
 
 
+def held_dtype(base_dtype: str, passes: torch.dtype, on_gpu: bool, trained: bool) -> torch.dtype:
+    """What fine-tuning holds a base in, by its option `base_dtype`.
+
+    "auto" is what the passes compute in, but float32 for weights that train and for all weights on a CPU.
+    """
+    if base_dtype != "auto":
+        dtype: torch.dtype = getattr(torch, base_dtype)
+        return dtype
+    return passes if on_gpu and not trained else torch.float32
+
+
 def resolve_precision(name: str) -> str:
     """Accelerate's name (no, fp16 or bf16) of a `mixed_precision`, where "auto" asks the hardware."""
     return NAMES[fast_dtype()] if name == "auto" else name

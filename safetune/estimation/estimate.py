@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from math import ceil
 
-import torch
 from torch import nn
 
 from safetune.estimation.architectures import Architecture
@@ -13,8 +12,8 @@ from safetune.estimation.sharing import Resident, share, weight_bytes
 from safetune.finetuning.adapters import trainable
 from safetune.finetuning.config import FinetuneConfig
 from safetune.finetuning.plan import Launch, check_plan
+from safetune.precision import PASSES, held_dtype
 
-PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Dtype of the passes by accelerate's name."""
 
 ALLOWANCE = 0.75
@@ -59,24 +58,12 @@ def estimate(
     Passes are counted on the meta device. Where nothing names their precision, it is bf16 on GPUs.
     ValueError for options that do not go together.
     """
-    check_plan(
-        method=config.method,
-        quantization=config.quantization,
-        optimizer=config.optimizer,
-        targets=config.targets,
-        teacher=config.teacher,
-        cache_targets=config.cache_targets,
-        base_dtype=config.base_dtype,
-        family=architecture.family,
-        launch=launch,
-    )
+    check_plan(config, launch, architecture.family)
     precision = config.mixed_precision if launch.mixed_precision == "no" else launch.mixed_precision
     if precision == "auto":
         precision = "bf16" if on_cuda else "no"
-    passes, full = PRECISIONS[precision], config.method == "full"
-    base_dtype = passes if on_cuda and not full else torch.float32
-    if config.base_dtype != "auto":
-        base_dtype = getattr(torch, config.base_dtype)
+    passes, full = PASSES[precision], config.method == "full"
+    base_dtype = held_dtype(config.base_dtype, passes, on_cuda, full)
     resolution = config.resolution or architecture.resolution
     counted = Passes(architecture, resolution, config, launch, passes, base_dtype, on_cuda)
     student = counted.student(in_passes=False)

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from safetune.finetuning.config import FinetuneConfig
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -82,26 +84,17 @@ def _zero_launch(settings: Mapping[str, Any], processes: int, precision: str) ->
     )
 
 
-def check_plan(
-    *,
-    method: str,
-    quantization: str,
-    optimizer: str,
-    targets: str,
-    teacher: str,
-    cache_targets: int,
-    base_dtype: str,
-    family: str | None,
-    launch: Launch,
-) -> None:
-    """ValueError that lists every mix of these options that does not work, each with its alternative.
+def check_plan(config: FinetuneConfig, launch: Launch, family: str | None = None) -> None:
+    """ValueError that lists every mix of options that does not work, each with its alternative.
 
     `family` is the backbone's, where it is known.
     """
     mistakes = [
-        *of_method(method, quantization, teacher, cache_targets, base_dtype),
-        *of_targets(targets, family),
-        *of_launch(method, quantization, optimizer, launch),
+        *of_method(
+            config.method, config.quantization, config.teacher, config.cache_targets, config.base_dtype
+        ),
+        *of_targets(config.targets, family),
+        *of_launch(config.method, config.quantization, config.optimizer, launch),
     ]
     if mistakes:
         raise ValueError("these options do not go together:\n" + "\n".join(f"- {line}" for line in mistakes))

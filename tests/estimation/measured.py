@@ -21,13 +21,13 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from safetune.estimation.architectures import Architecture, find_architecture
-from safetune.estimation.estimate import PRECISIONS, Estimate, estimate
+from safetune.estimation.estimate import Estimate, estimate
 from safetune.estimation.tracking import LiveBytes
 from safetune.finetuning.adapters import add_lora, frozen_copy, teacher, trainable
 from safetune.finetuning.config import FinetuneConfig
 from safetune.finetuning.optimizers import build_optimizer
 from safetune.finetuning.plan import Launch
-from safetune.precision import use_plain_backward
+from safetune.precision import PASSES, use_plain_backward
 
 PARTS = ("weights", "gradients", "optimizer states", "activations", "teacher's copy", "teacher's pass")
 
@@ -114,7 +114,7 @@ def measure(architecture: Architecture, config: FinetuneConfig) -> tuple[dict[st
     precision = "no" if config.mixed_precision == "auto" else config.mixed_precision
     frozen = None
     if config.method == "full":
-        frozen = frozen_copy(denoiser, PRECISIONS[precision])
+        frozen = frozen_copy(denoiser, PASSES[precision])
         denoiser.requires_grad_(True)
     else:
         add_lora(denoiser, config.rank, config.alpha, config.targets, dora=config.method == "dora")

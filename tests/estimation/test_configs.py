@@ -27,17 +27,7 @@ def test_both_methods_for_every_model() -> None:
 def test_is_valid_and_its_header_holds_the_command(path: Path) -> None:
     config = parse_config(FinetuneConfig, "", ["--config", str(path)])
     assert f"recipes/finetune.py --config recipes/configs/{path.name}\n" in path.read_text()
-    check_plan(
-        method=config.method,
-        quantization=config.quantization,
-        optimizer=config.optimizer,
-        targets=config.targets,
-        teacher=config.teacher,
-        cache_targets=config.cache_targets,
-        base_dtype=config.base_dtype,
-        family=find_architecture(config.model).family,
-        launch=Launch(),
-    )
+    check_plan(config, Launch(), find_architecture(config.model).family)
     assert config.batch_size * config.accumulation % 2 == 0  # half of a step's pairs are harmful
     assert (config.method == "full") == path.stem.endswith("_full")
 

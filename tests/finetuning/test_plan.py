@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from safetune.finetuning.config import FinetuneConfig
 from safetune.finetuning.plan import Launch, check_plan, launch_from_environment, launch_of_file
 
 ROOT = Path(__file__).parents[2]
@@ -17,8 +18,6 @@ WORKS: dict[str, object] = {
     "teacher": "auto",
     "cache_targets": 0,
     "base_dtype": "auto",
-    "family": None,
-    "launch": Launch(),
 }
 
 REFUSED: list[tuple[dict[str, object], str]] = [
@@ -83,6 +82,13 @@ ALLOWED: list[dict[str, object]] = [
 ]
 
 
+def check(changed: dict[str, object]) -> None:
+    """check_plan of WORKS with these options, launched as "launch" says, of the family "family"."""
+    options = {**WORKS, **changed}
+    launch, family = options.pop("launch", Launch()), options.pop("family", None)
+    check_plan(FinetuneConfig("pool", Path("hgr"), **options), launch, family)  # type: ignore[arg-type]
+
+
 def name(changed: dict[str, object]) -> str:
     return "-".join(value.mode if isinstance(value, Launch) else str(value) for value in changed.values())
 
@@ -90,13 +96,13 @@ def name(changed: dict[str, object]) -> str:
 @pytest.mark.parametrize(("changed", "message"), REFUSED, ids=[name(changed) for changed, _ in REFUSED])
 def test_refused(changed: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as mistake:
-        check_plan(**{**WORKS, **changed})  # type: ignore[arg-type]
+        check(changed)
     assert str(mistake.value).count("\n- ") == 1
 
 
 @pytest.mark.parametrize("changed", ALLOWED, ids=name)
 def test_allowed(changed: dict[str, object]) -> None:
-    check_plan(**{**WORKS, **changed})  # type: ignore[arg-type]
+    check(changed)
 
 
 def test_every_mistake_at_once() -> None:
@@ -107,7 +113,7 @@ def test_every_mistake_at_once() -> None:
         "launch": Launch("zero3", 2),
     }
     with pytest.raises(ValueError, match="these options do not go together:\n- ") as mistake:
-        check_plan(**{**WORKS, **changed})  # type: ignore[arg-type]
+        check(changed)
     assert str(mistake.value).count("\n- ") == 3
 
 
