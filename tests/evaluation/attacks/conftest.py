@@ -15,9 +15,13 @@ from safetune.evaluation.attacks.target import PipelineTarget, weights_of
 PROMPTS = ("a cartoon of a cat holding a knife on the beach", "a dog in the snow, flat icon style")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def all_with_one_thread(one_thread: None) -> None:
+    """Every module here."""
+
+
 @pytest.fixture(scope="package")
 def target(tiny_pipeline: Path) -> PipelineTarget:
-    torch.set_num_threads(1)
     return PipelineTarget(load_backbone(tiny_pipeline), steps=2, batch_size=8)
 
 

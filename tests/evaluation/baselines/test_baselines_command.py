@@ -14,7 +14,6 @@ from safetune.export.adapters import read_denoiser
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
     short = EsdSettings(steps=9, batch_size=2, lr=1e-3, sampler_steps=2)
     monkeypatch.setattr(command, "TINYSD_ESD", {"esd-x": short, "esd-u": short})
 

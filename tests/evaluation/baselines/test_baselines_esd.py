@@ -22,7 +22,6 @@ CONCEPTS = ["knife", "gun", "bomb", "blood"]
 
 @pytest.fixture
 def backbone(tiny_pipeline: Path) -> Backbone:
-    torch.set_num_threads(1)
     return load_backbone(tiny_pipeline)
 
 

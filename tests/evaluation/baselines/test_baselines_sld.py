@@ -24,7 +24,6 @@ PROMPTS = ["a cartoon of a cat holding a knife on the beach", "a dog in the snow
 
 @pytest.fixture(scope="module")
 def backbone(tiny_pipeline: Path) -> Backbone:
-    torch.set_num_threads(1)
     return load_backbone(tiny_pipeline)
 
 

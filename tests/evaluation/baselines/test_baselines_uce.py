@@ -17,7 +17,6 @@ from safetune.evaluation.baselines.uce import (
 
 @pytest.fixture
 def backbone(tiny_pipeline: Path) -> Backbone:
-    torch.set_num_threads(1)
     return load_backbone(tiny_pipeline)
 
 
