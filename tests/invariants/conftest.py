@@ -13,6 +13,11 @@ from tests.recipes.tuning import METHODS, build_redirector, settings_of, write_l
 Runs = Callable[..., Path]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def as_many_threads_as_each_of_two_processes(one_thread: None) -> None:
+    """Sums of other threads round otherwise, which six steps of AdamW may make more than 1e-5."""
+
+
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, tiny_pipeline: Path) -> dict[str, object]:
     """Options of 6 steps, but for METHODS and output_dir."""
