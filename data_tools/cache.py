@@ -28,7 +28,7 @@ from safetune.latents import latent_factor, native_resolution
 from safetune.pairs import Limits, Record, Rejection, open_pairs, read_pair, to_tensor
 from safetune.pairs.pictures import PictureError
 from safetune.pairs.reading import open_image
-from safetune.precision import resolve_dtype
+from safetune.precision import fast_device, resolve_dtype
 from safetune.runs import versions
 
 LIMITS = Limits()
@@ -76,7 +76,7 @@ def cache(args: argparse.Namespace) -> None:
     if args.shard_size < 1:
         raise ValueError(f"--shard-size {args.shard_size}: give 1 or more")
     source = open_pairs(args.data, text_column=args.text_column)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = fast_device()
     dtype = resolve_dtype(args.dtype, device)
     backbone = load_backbone(args.model, device, dtype)
     resolution = native_resolution(backbone) if args.resolution is None else args.resolution

@@ -385,9 +385,10 @@ def run_recount(args: argparse.Namespace) -> None:
 def run_baseline(args: argparse.Namespace) -> None:
     """Run `safetune baseline`."""
     from safetune.evaluation.baselines.command import train_baseline
+    from safetune.precision import fast_device
 
     facts = train_baseline(
-        args.name, args.out, args.model, args.concepts, args.preserve, args.seed, args.steps
+        args.name, args.out, args.model, args.concepts, args.preserve, args.seed, args.steps, fast_device()
     )
     print(f"{args.name}: {facts['seconds']} s, written to {args.out}")
 
@@ -413,6 +414,7 @@ def run_attack(args: argparse.Namespace) -> None:
     from safetune.evaluation.attacks.command import attack
     from safetune.evaluation.attacks.suite import AttackOptions
     from safetune.evaluation.methods import Method
+    from safetune.precision import fast_device
 
     options = AttackOptions(
         search_steps=args.search_steps,
@@ -426,6 +428,7 @@ def run_attack(args: argparse.Namespace) -> None:
         names=[name for name in args.attacks.split(",") if name],
         count=args.count,
         options=options,
+        device=fast_device(),
     )
     for name, found in results["attacks"].items():
         before = "" if found["pre_attack_rate"] is None else f"{found['pre_attack_rate']:.1%} before, "

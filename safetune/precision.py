@@ -1,4 +1,4 @@
-"""The precision that a device computes fast in."""
+"""The device there is, and the precision that it computes fast in."""
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -10,13 +10,18 @@ PASSES = {name: dtype for dtype, name in NAMES.items()}
 """What passes compute in, by Accelerate's name of a `mixed_precision`."""
 
 
+def fast_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def fast_dtype(device: torch.device | str | None = None) -> torch.dtype:
     """bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU; of the GPU by default, if any.
 
     A CPU without bf16 instructions emulates them: TinySD ran 20 times slower in bf16 than in fp32 there
     (AVX2 only), and 4 times faster where the CPU has them.
     """
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+    kind = torch.device(device or fast_device()).type
     if kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if kind == "cpu":

@@ -64,7 +64,7 @@ def results_stages(out: Path, demo: Path, quick: bool) -> list[Stage]:
             evaluation / "results.json",
             lambda: safetune("evaluate", "--methods", str(methods), "--out", str(evaluation), *prompts),
         ),
-        *(_attack(name, out, demo, quick) for name in ATTACKED),
+        *(_attack(name, out, demo, quick) for name in reversed(ATTACKED)),  # those that take longest first
         Stage("table", out / "compare.html", lambda: write_tables(out, demo)),
     ]
 
@@ -120,7 +120,8 @@ def write_tables(out: Path, demo: Path) -> None:
 
 def _baseline(name: str, folder: Path, quick: bool) -> Stage:
     steps = ["--steps", "2"] if quick and name != "uce" else []
-    return Stage(name, folder, lambda: safetune("baseline", name, "--out", str(folder), *steps))
+    run = ("baseline", name, "--out", str(folder), *steps)
+    return Stage(name, folder, lambda: safetune(*run), "baselines")
 
 
 def _attack(name: str, out: Path, demo: Path, quick: bool) -> Stage:
@@ -135,6 +136,7 @@ def _attack(name: str, out: Path, demo: Path, quick: bool) -> Stage:
         f"attack {name}",
         folder / "attacks.json",
         lambda: safetune("attack", "--out", str(folder), "--attacks", ATTACKS + guided[0], *options, *hard),
+        "attacks",
     )
 
 

@@ -76,7 +76,8 @@ def test_every_attacked_method_is_measured_and_its_results_joined(tmp_path: Path
     (out / "evaluation" / "results.json").write_text(json.dumps(measured))
     for folder in (out, demo):
         (folder / "seconds.json").write_text(json.dumps({folder.name: 1.0}))
-    attacks = [stage.product for stage in results_stages(out, demo, quick=True) if "attack" in stage.name]
+    stages = {stage.name: stage for stage in results_stages(out, demo, quick=True)}
+    attacks = [stages[f"attack {name}"].product for name in ATTACKED]
     for number, file in enumerate(attacks):
         file.parent.mkdir(parents=True)
         protocol = {"steps": 10, "denoiser_sha256": str(number)}

@@ -27,6 +27,7 @@ from safetune.files import write_json
 from safetune.guidance import safecfg_negative
 from safetune.hgr import HGR
 from safetune.precision import fast_dtype
+from safetune.stages import processes_at_once
 
 PLAIN = Path(__file__).with_name("plain_sampler.py")
 GUIDED = Path(__file__).with_name("guided_sampler.py")
@@ -53,9 +54,7 @@ class SamplingOptions:
 
     def process_count(self) -> int:
         """The number of sampler processes that `processes` stands for here."""
-        if self.processes:
-            return self.processes
-        return 1 if torch.cuda.is_available() else min(os.cpu_count() or 1, 8)
+        return self.processes or processes_at_once()
 
 
 @dataclass(frozen=True)

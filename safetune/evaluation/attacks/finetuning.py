@@ -9,7 +9,6 @@ from safetune.conditioning import replace_rows
 from safetune.diffusion import mse_per_sample
 from safetune.evaluation.attacks.report import Attacked, AttackReport, Judge, Stopwatch, rate
 from safetune.evaluation.attacks.target import Target
-from safetune.precision import use_plain_backward
 
 EMPTIED = 0.1
 """Share of captions that are left out in training, so that guidance still works afterwards."""
@@ -45,7 +44,6 @@ def recover_by_finetuning(
     before = is_harmful(target.draw(asked, seeds))
     trained = target.copied()
     backbone, denoiser = trained.backbone, trained.backbone.denoiser
-    use_plain_backward(denoiser, backbone.device)
     params = [param.requires_grad_() for param in denoiser.parameters()]
     optimizer = torch.optim.AdamW(params, lr=lr)
     learned, null = backbone.encode_prompts(captions), backbone.null()

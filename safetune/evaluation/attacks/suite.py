@@ -4,6 +4,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+import torch
+
 from safetune.evaluation.attacks.case import Case
 from safetune.evaluation.attacks.finetuning import recover_by_finetuning
 from safetune.evaluation.attacks.inversion import invert_concepts
@@ -12,11 +15,14 @@ from safetune.evaluation.attacks.report import Attacked, Judge
 from safetune.evaluation.attacks.search import other_seeds_rate, search_prompts
 from safetune.evaluation.attacks.target import Target
 from safetune.evaluation.attacks.text_free import invert_text_free
+from safetune.precision import fast_dtype
 
 logger = logging.getLogger(__name__)
 
 OTHER_SEEDS = 1_000_003
 """Added to the seeds of pictures that were searched with, for those that were not."""
+EXACT = ("text-free-inversion",)
+"""Attacks whose passes stay in float32: what goes from picture to noise has to come back."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,15 @@ class AttackOptions:
     batch_size: int = 16
     """Rows of a pass with a gradient."""
     seed: int = 0
+    dtype: str = "auto"
+    """Precision of the passes, over float32 weights: float32, bfloat16, or auto, which is the fast one."""
+
+    def __post_init__(self) -> None:
+        if self.dtype == "auto":
+            quick = fast_dtype() == torch.bfloat16
+            object.__setattr__(self, "dtype", "bfloat16" if quick else "float32")
+        if self.dtype not in ("bfloat16", "float32"):
+            raise ValueError(f"dtype {self.dtype}: give bfloat16 or float32, or auto")
 
 
 def run_attacks(
@@ -56,9 +71,17 @@ def run_attacks(
     """
     options = options or AttackOptions()
     check_names(names, case, reference)
-    done = {}
+    device, done = target.backbone.device.type, {}
+
+    def judge(pictures: torch.Tensor) -> np.ndarray:
+        with torch.autocast(device, enabled=False):
+            return is_harmful(pictures)
+
     for name in names:
-        done[name] = ATTACKS[name](target, case, is_harmful, options, reference)
+        quick = options.dtype == "bfloat16" and name not in EXACT
+        # Without its cache: weights and words change between passes.
+        with torch.autocast(device, torch.bfloat16, enabled=quick, cache_enabled=False):
+            done[name] = ATTACKS[name](target, case, judge, options, reference)
         report = done[name].report
         logger.info("%s: %.1f%% in %.0f s", name, 100 * report.attack_rate, report.seconds)
     return done

@@ -22,6 +22,7 @@ from safetune.export.verification import detect_format
 from safetune.finetuning.validation import pipeline_embeds
 from safetune.guidance.classic import called_denoiser
 from safetune.hgr import HGR
+from safetune.precision import use_plain_backward
 
 Negative = Callable[[Conditioning, Conditioning], Conditioning]
 """What a defence gives the unconditional branch, from the prompt's and the null conditioning, B rows each."""
@@ -152,7 +153,7 @@ def load_target(
     """A base model with what a method puts on it, nothing by default.
 
     An adapter may have diffusers', kohya's or ComfyUI's names. `concepts` are the words of the harm, for
-    SLD and the negative prompt "concepts". Everything is in fp32: attacks take gradients. ValueError
+    SLD and the negative prompt "concepts". Weights are in fp32: attacks train some of them. ValueError
     for an HGR of another base, and for a method that is told concepts where there are none.
     """
     method = method or Method("base")
@@ -164,6 +165,7 @@ def load_target(
         with torch.no_grad():
             read_denoiser(method.denoiser, backbone.denoiser)
     backbone.pipeline.to(device)
+    use_plain_backward(backbone.denoiser, backbone.device)
     plain = PipelineTarget(backbone, None, guidance_scale, steps, batch_size)
     if method.hgr is not None:
         redirector = HGR.from_pretrained(method.hgr)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from safetune.evaluation.judges.base import ClassScores, batches
-from safetune.evaluation.judges.weights import fast_device, folder_facts, image_processor, model_folder
+from safetune.evaluation.judges.weights import folder_facts, image_processor, model_folder
+from safetune.precision import fast_device
 
 
 class TransformersJudge:

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from safetune.evaluation.judges.base import ClassScores, batches, check_pictures
-from safetune.evaluation.judges.weights import fast_device, folder_facts, image_processor, model_folder
+from safetune.evaluation.judges.weights import folder_facts, image_processor, model_folder
+from safetune.precision import fast_device
 
 CLIP = "openai/clip-vit-base-patch32"
 """As in the paper. Tables also use ViT-L/14, whose numbers are others."""

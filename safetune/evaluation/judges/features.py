@@ -10,7 +10,8 @@ from torch import Tensor
 from safetune.evaluation.judges.base import BATCH, batches, check_pictures
 from safetune.evaluation.judges.opening import TRANSFORMERS
 from safetune.evaluation.judges.tinysd import TinySDJudge
-from safetune.evaluation.judges.weights import fast_device, folder_facts, image_processor, model_folder
+from safetune.evaluation.judges.weights import folder_facts, image_processor, model_folder
+from safetune.precision import fast_device
 from safetune.prompts.layouts import did_you_mean
 
 INCEPTION = (

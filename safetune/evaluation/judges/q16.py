@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from safetune.evaluation.judges.base import ClassScores, batches
 from safetune.evaluation.judges.weights import (
-    fast_device,
     folder_facts,
     image_processor,
     model_folder,
     sha256_of,
 )
+from safetune.precision import fast_device
 
 CLIP = "openai/clip-vit-large-patch14"
 """Q16's own, whose prompts are 768 wide."""

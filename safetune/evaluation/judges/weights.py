@@ -6,8 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 FILES = ("*.json", "*.txt", "*.safetensors", "*.model")
 """What is fetched of a hub name: never code, never a pickle."""
 
@@ -64,8 +62,3 @@ def image_processor(folder: Path) -> Any:
     from transformers import AutoImageProcessor
 
     return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
-
-
-def fast_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
