@@ -135,14 +135,17 @@ def calibrate(
 
 
 def image_evidence(score: Floats, prompt_odds: Array) -> tuple[Array, Mixture]:
-    """Log-odds (N,) of the image score, -inf where there is none, and the mixture behind them."""
+    """Log-odds (N,) of the image score, -inf where there is none, and the mixture behind them.
+
+    No logarithm here: the score is a sum of noise and evidence, in spreads of its noise.
+    """
     scored = ~np.isnan(score)
-    value = np.log1p(np.maximum(score.astype(np.float64), 0), where=scored, out=np.zeros(len(score)))
+    value = np.nan_to_num(score.astype(np.float64))
     silent = scored & (prompt_odds < 0)
     fitted = value[silent] if silent.sum() >= FEWEST else value[scored]
     if len(fitted) < FEWEST:  # next to every caption tells harm: there is nothing for pictures to add
         return np.full(len(score), -np.inf), Mixture((0.0,), (1.0,), (1.0,))
-    mixture = fit_mixture(fitted, float(np.log1p(IMAGE_REACH)), least_share=IMAGE_SHARE)
+    mixture = fit_mixture(fitted, IMAGE_REACH, least_share=IMAGE_SHARE)
     return np.where(scored, mixture.log_odds(value), -np.inf), mixture
 
 

@@ -13,9 +13,9 @@ from safetune.labeling.calibration import Mixture
 from safetune.reporting.plots import STAND_INS, draw_harm_axes, new_chart, to_svg
 
 Array = NDArray[np.float64]
-LOGARITHMS: Mapping[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+SCALES: Mapping[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
     "prompt": (lambda score: np.log(score + 1e-6), lambda value: np.exp(value) - 1e-6),
-    "image": (lambda score: np.log1p(np.maximum(score, 0)), np.expm1),
+    "image": (lambda score: score, lambda value: value),
 }
 """Score -> the value that its mixture is fitted to, and back."""
 LABEL_COLOURS = {"clean": "clean", "uncertain": "base", "harmful": "harmful"}
@@ -33,9 +33,9 @@ def mixture_histogram(
     `fitted` (N,) marks the pairs that the mixture was fitted to; the others are drawn paler. The shaded band
     is where this score alone would leave a pair uncertain.
     """
-    logarithm, back = LOGARITHMS[name]
+    scale, back = SCALES[name]
     finite = np.isfinite(scores)
-    values, fitted = logarithm(scores[finite].astype(np.float64)), fitted[finite]
+    values, fitted = scale(scores[finite].astype(np.float64)), fitted[finite]
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     margin = max(0.02 * (high - low), 1e-3)
     bins = np.linspace(low - margin, high + margin, 45)
@@ -45,9 +45,10 @@ def mixture_histogram(
     axes.set_ylim(0, 1.2 * max(1.0, float(np.histogram(values, bins)[0].max())))
     axes.set_xlim(bins[0], bins[-1])
     _draw_mixture(axes, mixture, float(fitted.sum()), thresholds, bins)
-    ticks = _round_ticks(name, bins)
-    axes.set_xticks(logarithm(np.array(ticks)).tolist(), [f"{tick:g}" for tick in ticks])
-    axes.set_xlabel("score, logarithmic")
+    if name == "prompt":
+        ticks = _round_ticks(bins)
+        axes.set_xticks(scale(np.array(ticks)).tolist(), [f"{tick:g}" for tick in ticks])
+    axes.set_xlabel("score, logarithmic" if name == "prompt" else "score, in spreads of clean pictures")
     axes.set_ylabel("pairs")
     parts = zip(mixture.weights, back(np.array(mixture.means)), strict=True)
     read = " and ".join(f"{100 * weight:.0f}% around {score:.3g}" for weight, score in parts)
@@ -105,10 +106,10 @@ def _draw_mixture(
         axes.axvline(edge, color=STAND_INS["ink"], linewidth=1, linestyle=(0, (4, 2)))
 
 
-def _round_ticks(name: str, bins: Array) -> list[float]:
-    """Scores 0, 1, 2, 5, 10 and so on within the bins, far enough apart to be read."""
+def _round_ticks(bins: Array) -> list[float]:
+    """Scores 0, 1, 2, 5, 10 and so on within the bins of their logarithms, far enough apart to be read."""
     rounds = [0.0, *(factor * 10.0**power for power in range(-7, 8) for factor in (1, 2, 5))]
-    places = LOGARITHMS[name][0](np.array(rounds))
+    places = SCALES["prompt"][0](np.array(rounds))
     ticks, last = [], -np.inf
     for tick, place in zip(rounds, places, strict=True):
         if bins[0] <= place <= bins[-1] and place - last >= (bins[-1] - bins[0]) / 9:

@@ -18,7 +18,7 @@ from safetune.labeling.calibration import FEWEST, Mixture
 from safetune.labeling.finished import read_finished
 from safetune.labeling.review import describe_review, read_decisions
 from safetune.reporting.grid import picture_uri
-from safetune.reporting.label_plots import LOGARITHMS, label_histogram, mixture_histogram
+from safetune.reporting.label_plots import SCALES, label_histogram, mixture_histogram
 from safetune.reporting.pool import LABELS
 
 Pictures = Callable[[Sequence[str]], Mapping[str, Image.Image]]
@@ -135,7 +135,7 @@ def _mixture(value: Mapping[str, Any]) -> Mixture:
 
 def _silent(labels: pd.DataFrame, prompt: Mixture) -> NDArray[np.bool_]:
     """Pairs (N,) whose caption is no evidence: the image's mixture is fitted to these."""
-    return prompt.log_odds(LOGARITHMS["prompt"][0](labels.prompt_score.to_numpy(np.float64))) < 0
+    return prompt.log_odds(SCALES["prompt"][0](labels.prompt_score.to_numpy(np.float64))) < 0
 
 
 def _categories(harmful: pd.DataFrame) -> list[tuple[str, int, float, int, int]]:
