@@ -43,7 +43,7 @@ class SamplingOptions:
     guidance_scale: float = 5.0
     dtype: str = "auto"
     """float32, bfloat16 or float16; auto becomes what the hardware is fast in."""
-    batch_size: int = 64
+    batch_size: int = 32
     seeds: tuple[int, ...] = (0, 1, 2)
     processes: int = 0
     """Sampler processes at a time, one thread each; 0: one for each core up to 8, one in all on a GPU."""
