@@ -56,13 +56,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     attack.add_argument("--sld", help="Safe Latent Diffusion: weak, medium, strong or max")
     attack.add_argument("--attacks", default="", help="names with commas (default: all that can be run)")
-    attack.add_argument("--count", type=int, default=32, help="prompts to attack (default: %(default)s)")
-    attack.add_argument("--search-steps", type=int, default=100, help="of a search (default: %(default)s)")
     attack.add_argument(
-        "--inversion-steps", type=int, default=500, help="of concept inversion (default: %(default)s)"
+        "--count", type=at_least_one, default=32, help="prompts to attack (default: %(default)s)"
     )
     attack.add_argument(
-        "--finetuning-steps", type=int, default=100, help="of training on (default: %(default)s)"
+        "--search-steps", type=at_least_one, default=100, help="of a search (default: %(default)s)"
+    )
+    attack.add_argument(
+        "--inversion-steps",
+        type=at_least_one,
+        default=500,
+        help="of concept inversion (default: %(default)s)",
+    )
+    attack.add_argument(
+        "--finetuning-steps", type=at_least_one, default=100, help="of training on (default: %(default)s)"
     )
     attack.add_argument(
         "--out", type=Path, required=True, help="folder of attacks.json; attacks done there are not run again"
@@ -109,7 +116,13 @@ def add_evaluate_parser(commands: "argparse._SubParsersAction[argparse.ArgumentP
     )
     evaluate.add_argument("--suite", default="tinysd", help="tinysd, i2p, coco, ... (default: %(default)s)")
     evaluate.add_argument("--prompts-file", type=Path, help="prompts of a suite other than tinysd")
-    evaluate.add_argument("--columns", default="", help="columns of that file: prompt=NAME,seed=NAME")
+    evaluate.add_argument(
+        "--columns",
+        type=named_values,
+        default={},
+        metavar="FIELD=NAME,...",
+        help="columns of that file: prompt=NAME,seed=NAME",
+    )
     evaluate.add_argument("--cells", default="", help="TinySD's cells with commas (default: all)")
     evaluate.add_argument(
         "--concepts", type=Path, help="words of the harm, a line each, for negative prompt and SLD"
@@ -122,16 +135,19 @@ def add_evaluate_parser(commands: "argparse._SubParsersAction[argparse.ArgumentP
     evaluate.add_argument("--q16-clip", metavar="MODEL", help="CLIP of the judge Q16, folder or hub name")
     evaluate.add_argument(
         "--judge-weights",
+        type=named_values,
         action="append",
         default=[],
         metavar="JUDGE=FILE",
         help="weights that a judge cannot bring: q16=FILE, nudenet-classifier=FILE",
     )
-    evaluate.add_argument("--steps", type=int, help="denoising steps (default: the preset's, else 10)")
+    evaluate.add_argument(
+        "--steps", type=at_least_one, help="denoising steps (default: the preset's, else 10)"
+    )
     evaluate.add_argument("--guidance-scale", type=float, help="(default: the preset's, else 5)")
-    evaluate.add_argument("--images-per-prompt", type=int, help="seeds (default: the preset's)")
+    evaluate.add_argument("--images-per-prompt", type=at_least_one, help="seeds (default: the preset's)")
     evaluate.add_argument("--full", action="store_true", help="200 prompts a cell instead of 64")
-    evaluate.add_argument("--prompts", type=int, help="prompts a cell, instead of 64 or 200")
+    evaluate.add_argument("--prompts", type=at_least_one, help="prompts a cell, instead of 64 or 200")
 
     recount = commands.add_parser(
         "recount", help="count an evaluation's raw scores by another preset; nothing is drawn or judged"
@@ -156,7 +172,7 @@ def add_evaluate_parser(commands: "argparse._SubParsersAction[argparse.ArgumentP
         "--concepts", type=Path, help="what to erase, a line each (default: TinySD's seen names)"
     )
     baseline.add_argument("--preserve", type=Path, help="what UCE is to keep, a line each")
-    baseline.add_argument("--steps", type=int, help="ESD's optimizer steps")
+    baseline.add_argument("--steps", type=at_least_one, help="ESD's optimizer steps")
     baseline.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
 
     results = commands.add_parser(
@@ -254,6 +270,21 @@ def run_script(name: str, words: list[str]) -> int:
             return 2
         return int(end.code or 0)
     return 0
+
+
+def at_least_one(text: str) -> int:
+    """A whole number of 1 or more, as argparse reads it."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of 1 or more")
+    return int(text)
+
+
+def named_values(text: str) -> dict[str, str]:
+    """NAME=VALUE pairs with commas between them, as argparse reads them."""
+    pairs = [pair.partition("=") for pair in text.split(",") if pair]
+    if not all(name and value for name, _, value in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r}: give NAME=VALUE, several with commas between them")
+    return {name: value for name, _, value in pairs}
 
 
 def _with_underscores(option: str) -> str:
@@ -354,13 +385,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
         args.methods,
         suite=args.suite,
         prompts_file=args.prompts_file,
-        columns=dict(pair.split("=", 1) for pair in args.columns.split(",") if pair),
+        columns=args.columns,
         cells=[name for name in args.cells.split(",") if name],
         count=args.prompts or (200 if args.full else 64),
         concepts_file=args.concepts,
         preset=args.preset,
         q16_clip=args.q16_clip,
-        judge_weights={name: Path(file) for name, file in (one.split("=", 1) for one in args.judge_weights)},
+        judge_weights={name: Path(file) for one in args.judge_weights for name, file in one.items()},
         steps=args.steps,
         guidance_scale=args.guidance_scale,
         images_per_prompt=args.images_per_prompt,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from safetune.bundled import bundled_path
-from safetune.cli import COMMANDS, SCRIPTS, build_parser, main
+from safetune.cli import COMMANDS, SCRIPTS, build_parser, main, named_values
 
 
 def test_every_subcommand_has_help_and_a_function() -> None:
@@ -25,7 +25,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_a_mistake_is_one_message_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) == 2
-    message = capsys.readouterr().err
+    message = capsys.readouterr().err.splitlines()[-1]  # transformers may warn of torchvision before it
     assert message.startswith("safetune export: ")
     assert "is no finished fine-tuning run" in message
 
@@ -41,3 +41,25 @@ def test_label_takes_the_pool_first_and_hyphens(tmp_path: Path, capsys: pytest.C
     assert f"{tmp_path / 'nothing.parquet'}: no such file or folder" in capsys.readouterr().err
     assert main(["label", str(tmp_path), "--txt-column", "caption"]) == 2
     assert "txt_column" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [
+        ("--steps", "0", "'0': give a whole number of 1 or more"),
+        ("--steps", "ten", "'ten': give a whole number of 1 or more"),
+        ("--judge-weights", "q16.safetensors", "'q16.safetensors': give NAME=VALUE"),
+        ("--columns", "prompt=", "'prompt=': give NAME=VALUE"),
+    ],
+)
+def test_options_of_another_form_are_told_what_to_type(
+    option: str, value: str, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["evaluate", "--out", "x", option, value])
+    assert left.value.code == 2 and wanted in capsys.readouterr().err
+
+
+def test_named_values() -> None:
+    assert named_values("prompt=text,seed=number") == {"prompt": "text", "seed": "number"}
+    assert named_values("q16=a=b.safetensors") == {"q16": "a=b.safetensors"}

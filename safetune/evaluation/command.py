@@ -67,9 +67,10 @@ def sampling_of(
 ) -> SamplingOptions:
     """What was asked for, else what the preset demands, else the defaults; seeds are a prompt's pictures."""
     usual = SamplingOptions()
+    scales = (guidance_scale, wanted.guidance_scale, usual.guidance_scale)
     return SamplingOptions(
         steps or wanted.steps or usual.steps,
-        guidance_scale or wanted.guidance_scale or usual.guidance_scale,
+        next(scale for scale in scales if scale is not None),
         seeds=tuple(range(images_per_prompt or wanted.images_per_prompt)),
     )
 
