@@ -72,6 +72,7 @@ def sampling_of(
         steps or wanted.steps or usual.steps,
         next(scale for scale in scales if scale is not None),
         seeds=tuple(range(images_per_prompt or wanted.images_per_prompt)),
+        scheduler=wanted.scheduler,
     )
 
 

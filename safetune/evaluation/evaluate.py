@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 SCHEMA = "safetune.results/2"
 SCHEDULER = ("_class_name", "prediction_type", "beta_schedule", "timestep_spacing")
 """What is told of a scheduler."""
-OTHER_OPTIONS = ("processes", "batch_size", "seeds")
+OTHER_OPTIONS = ("processes", "batch_size", "seeds", "scheduler")
 """Sampling options that no number depends on, or that are told otherwise."""
 
 
@@ -149,12 +149,17 @@ def protocol(
 ) -> dict[str, Any]:
     """Everything that a number depends on besides its method."""
     scheduler = json.loads((Path(base) / "scheduler" / "scheduler_config.json").read_text())
+    scheduler["_class_name"] = options.scheduler or scheduler["_class_name"]
     return {
         "model": model,
         "suite": {"name": suite.name, "version": suite.version},
         "judge": judging.facts(),
         "otherwise_than_preset": generation_differences(
-            judging.preset, options.steps, options.guidance_scale, len(options.seeds)
+            judging.preset,
+            options.steps,
+            options.guidance_scale,
+            len(options.seeds),
+            scheduler["_class_name"],
         ),
         "counting_unit": "picture",
         "prompts": {cell.name: {"count": len(cell.prompts), "sha256": cell.sha256} for cell in suite.cells},

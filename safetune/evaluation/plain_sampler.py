@@ -4,8 +4,9 @@
 
 JOB.json holds: base (folder), adapter (file or null), denoiser (folder of other weights, or null),
 negative_embeds (safetensors with `embeds` (N, L, D), and `pooled` (N, P) for SDXL and SD3, or null), prompts
-(N), seeds (one per picture), steps, guidance_scale, dtype, batch_size, threads, and out (.npy, N x H x W x 3,
-uint8). Several jobs of the same weights in a row load them once.
+(N), seeds (one per picture), steps, guidance_scale, scheduler (class of diffusers, or null for the base's),
+dtype, batch_size, threads, and out (.npy, N x H x W x 3, uint8). Several jobs of the same weights in a row
+load them once.
 """
 
 import json
@@ -24,6 +25,14 @@ def load(job: dict[str, Any]) -> Any:
         torch.set_num_threads(job["threads"])
     dtype = getattr(torch, job["dtype"])
     pipeline = DiffusionPipeline.from_pretrained(job["base"], dtype=dtype, use_safetensors=True)
+    if job.get("scheduler"):
+        kinds = {kind.__name__: kind for kind in pipeline.scheduler.compatibles}
+        if job["scheduler"] not in kinds:
+            own = type(pipeline.scheduler).__name__
+            raise SystemExit(
+                f"{job['scheduler']} cannot take the place of {own}; allowed: {', '.join(sorted(kinds))}"
+            )
+        pipeline.scheduler = kinds[job["scheduler"]].from_config(pipeline.scheduler.config)
     if job.get("denoiser"):
         name = "unet" if hasattr(pipeline, "unet") else "transformer"
         kind = type(getattr(pipeline, name))
@@ -70,7 +79,7 @@ def sample(paths: Sequence[str], prepare: Callable[[Any, dict[str, Any]], None] 
     weights, pipeline = None, None
     for path in paths:
         job = json.loads(Path(path).read_text())
-        wanted = [job.get(key) for key in ("base", "adapter", "denoiser", "dtype", "threads")]
+        wanted = [job.get(key) for key in ("base", "scheduler", "adapter", "denoiser", "dtype", "threads")]
         if wanted != weights:
             weights, pipeline = wanted, load(job)
         if prepare is not None:

@@ -29,10 +29,11 @@ def recount(folder: Path, preset_name: str) -> tuple[Path, dict[str, Any]]:
             cells[cell] = asdict(count(preset, own, places.row.to_numpy()[rows]))
         counted[name] = cells
     told = evaluation.protocol
+    scheduler = told["scheduler"].removeprefix("class_name ").split(",")[0]
     facts = {
         "preset": preset_facts(preset),
         "otherwise_than_preset": generation_differences(
-            preset, told["steps"], told["guidance_scale"], len(told["seeds"])
+            preset, told["steps"], told["guidance_scale"], len(told["seeds"]), scheduler
         ),
         "protocol": told,
         "methods": counted,

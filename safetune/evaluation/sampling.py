@@ -45,6 +45,8 @@ class SamplingOptions:
     """float32, bfloat16 or float16; auto becomes what the hardware is fast in."""
     batch_size: int = 32
     seeds: tuple[int, ...] = (0, 1, 2)
+    scheduler: str | None = None
+    """Name of a diffusers scheduler in the place of the model's own."""
     processes: int = 0
     """Sampler processes at a time, one thread each; 0: one for each core up to 8, one in all on a GPU."""
 
@@ -108,6 +110,7 @@ def plan_jobs(
         "weights_sha256": weights_sha256(base, method),
         "steps": options.steps,
         "guidance_scale": options.guidance_scale,
+        "scheduler": options.scheduler,
         "dtype": options.dtype,
         "batch_size": options.batch_size,
         "threads": 0 if torch.cuda.is_available() else 1,

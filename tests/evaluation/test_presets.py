@@ -191,14 +191,17 @@ def test_what_cannot_be_counted() -> None:
 
 
 def test_generation_that_a_preset_demands() -> None:
-    assert generation_differences(open_preset("i2p-official"), 50, 7.5, 10) == []
-    assert generation_differences(open_preset("i2p-official"), 20, 7.5, 3) == [
+    i2p, attack = open_preset("i2p-official"), open_preset("unlearndiffatk-9@0.45")
+    assert generation_differences(i2p, 50, 7.5, 10, "PNDMScheduler") == []
+    assert generation_differences(i2p, 20, 7.5, 3, "PNDMScheduler") == [
         "steps is 20, i2p-official demands 50",
         "images_per_prompt is 3, i2p-official demands 10",
     ]
-    assert (
-        generation_differences(open_preset("unlearndiffatk-9@0.45"), 50, 3.0, 1) == []
-    )  # guidance is the suite's
+    # Guidance is the suite's.
+    assert generation_differences(attack, 50, 3.0, 1, "LMSDiscreteScheduler") == []
+    assert generation_differences(attack, 50, 3.0, 1, "DDIMScheduler") == [
+        "scheduler is DDIMScheduler, unlearndiffatk-9@0.45 demands LMSDiscreteScheduler"
+    ]
 
 
 def test_names_and_files() -> None:

@@ -99,6 +99,21 @@ def test_methods_draw_what_they_are_made_of(tmp_path: Path, tiny_pipeline: Path)
         assert not np.array_equal(drawn[other], drawn["base"])
 
 
+def test_another_scheduler_draws_in_the_place_of_the_models_own(tmp_path: Path, tiny_pipeline: Path) -> None:
+    cells = tinysd_suite(1).cells[:1]
+    drawn = []
+    for name in (None, "DDIMScheduler", "LMSDiscreteScheduler"):
+        options = SamplingOptions(steps=4, seeds=(0,), dtype="float32", processes=1, scheduler=name)
+        jobs = plan_jobs(BASE, str(tiny_pipeline), cells, tmp_path / str(name), options)
+        run_jobs(jobs, processes=1)
+        drawn.append(load_pictures(jobs, "seen", 0))
+    assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
+    options = SamplingOptions(steps=4, seeds=(0,), processes=1, scheduler="FlowMatchEulerDiscreteScheduler")
+    jobs = plan_jobs(BASE, str(tiny_pipeline), cells, tmp_path / "flow", options)
+    with pytest.raises(RuntimeError, match="FlowMatchEulerDiscreteScheduler cannot take the place of DDIM"):
+        run_jobs(jobs, processes=1)
+
+
 def test_told_methods_need_the_words(tmp_path: Path, tiny_pipeline: Path) -> None:
     with pytest.raises(ValueError, match="method 'sld' needs the words of the harm: give --concepts FILE"):
         plan_jobs(Method("sld", sld="weak"), str(tiny_pipeline), (), tmp_path, OPTIONS)

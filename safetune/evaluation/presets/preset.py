@@ -104,10 +104,15 @@ def preset_facts(preset: Preset) -> dict[str, Any]:
 
 
 def generation_differences(
-    preset: Preset, steps: int, guidance_scale: float, images_per_prompt: int
+    preset: Preset, steps: int, guidance_scale: float, images_per_prompt: int, scheduler: str
 ) -> list[str]:
     """In what pictures were drawn otherwise than the preset demands; then its numbers are not the paper's."""
-    given = {"steps": steps, "guidance_scale": guidance_scale, "images_per_prompt": images_per_prompt}
+    given = {
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "images_per_prompt": images_per_prompt,
+        "scheduler": scheduler,
+    }
     wanted = asdict(preset.generation)
     return [
         f"{key} is {value}, {preset.name} demands {wanted[key]}"
