@@ -12,7 +12,7 @@ from scipy.special import expit
 
 from safetune.hgr import HGR
 from safetune.labeling.calibration import FEWEST, Array, Mixture, fit_mixture, label_of, threshold_for
-from safetune.labeling.scores import normalise_concepts
+from safetune.labeling.scores import STATISTICS, normalise_concepts
 from safetune.labeling.scoring import Draw, ScoreOptions, reference_length, statistic_columns
 
 Floats = NDArray[np.float32]
@@ -43,18 +43,18 @@ class CalibrationOptions:
 def image_scores(read: Reader, hgr: HGR, draws: Sequence[Draw]) -> Floats:
     """Scores (N, K) of each concept in each picture, in spreads of the pool's clean half.
 
-    The mean over draws and statistics that a pair has; NaN for pairs without any.
+    The mean over the draws that a pair has and the weighted statistics; NaN for pairs without any.
     """
     total: Array = np.zeros((1, 1))
     count: Array = np.zeros((1, 1))
     for draw in draws:
-        for names in statistic_columns(hgr, draw):
+        for weight, names in zip(STATISTICS.values(), statistic_columns(hgr, draw), strict=True):
             values = torch.from_numpy(read(names))
             there = ~values[:, 0].isnan()
             if there.any():
                 values = normalise_concepts(values, values[there])
-            total = total + values.nan_to_num(0.0).numpy()
-            count = count + there.numpy()[:, None]
+            total = total + weight * values.nan_to_num(0.0).numpy()
+            count = count + weight * there.numpy()[:, None]
     return np.where(count > 0, total / np.maximum(count, 1), np.float32(np.nan)).astype(np.float32)
 
 

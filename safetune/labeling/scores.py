@@ -9,9 +9,9 @@ from safetune.backbone import Backbone
 from safetune.conditioning import Conditioning, cat, squared_norm
 from safetune.hgr import HGR
 
-STATISTICS = ("local", "global", "ratio")
-"""How much better a concept explains a picture: in the best window, over all of it, and in the best window
-relative to the error that is left there. They err on different pictures."""
+STATISTICS = {"local": 1.0, "global": 3.0}
+"""How much better a concept explains a picture, in the best window and over all of it, with their weights in
+the image score. They err on different pictures."""
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def draw_scores(
     window: int,
     target_scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """guidance_distance (B,) and the STATISTICS (B, 3, K) of a batch, all 3 + K rows a pair in one call.
+    """guidance_distance (B,) and the STATISTICS (B, 2, K) of a batch, all 3 + K rows a pair in one call.
 
     latents (B, C, h, w); prompts and redirected B rows, prototypes K rows; noise (C, h, w) is shared by all
     pairs, so that a score depends on nothing around it. A statistic of concept k measures the drop of the
@@ -79,13 +79,10 @@ def draw_scores(
     direction = (eps_prototypes.unflatten(0, (concepts, batch)) - eps_null) / target_scale
     # |left|^2 - |left - direction|^2 = 2 left direction - |direction|^2
     along = (left * direction).sum(2).transpose(0, 1)
-    length = direction.pow(2).sum(2).transpose(0, 1)
-    gain, error = 2 * along - length, left.pow(2).sum(1)
-    scale = error.mean((1, 2))[:, None]
-    best = windows(gain, window).amax((2, 3)) / scale
-    spread = windows(length, window) * windows(error[:, None], window)
-    ratio = (windows(along, window) * spread.clamp(min=1e-12).rsqrt()).amax((2, 3))
-    return distance, torch.stack([best, gain.mean((2, 3)) / scale, ratio], dim=1)
+    gain = 2 * along - direction.pow(2).sum(2).transpose(0, 1)
+    scale = left.pow(2).sum(1).mean((1, 2))[:, None]
+    best = windows(gain, window).amax((2, 3))
+    return distance, torch.stack([best / scale, gain.mean((2, 3)) / scale], dim=1)
 
 
 def windows(values: Tensor, side: int) -> Tensor:
