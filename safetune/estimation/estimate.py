@@ -14,8 +14,6 @@ from safetune.finetuning.config import FinetuneConfig
 from safetune.finetuning.plan import Launch, check_plan
 from safetune.precision import PASSES, held_dtype
 
-"""Dtype of the passes by accelerate's name."""
-
 ALLOWANCE = 0.75
 """GiB beside what PyTorch allocates, assumed: CUDA's context, and workspaces of its libraries."""
 

@@ -48,7 +48,9 @@ def mixture_histogram(
     if name == "prompt":
         ticks = _round_ticks(bins)
         axes.set_xticks(scale(np.array(ticks)).tolist(), [f"{tick:g}" for tick in ticks])
-    axes.set_xlabel("score, logarithmic" if name == "prompt" else "score, in spreads of clean pictures")
+        axes.set_xlabel("score, logarithmic")
+    else:
+        axes.set_xlabel("score, in spreads of clean pictures")
     axes.set_ylabel("pairs")
     parts = zip(mixture.weights, back(np.array(mixture.means)), strict=True)
     read = " and ".join(f"{100 * weight:.0f}% around {score:.3g}" for weight, score in parts)

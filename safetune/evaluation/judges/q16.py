@@ -11,12 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from safetune.evaluation.judges.base import ClassScores, batches
-from safetune.evaluation.judges.weights import (
-    folder_facts,
-    image_processor,
-    model_folder,
-    sha256_of,
-)
+from safetune.evaluation.judges.weights import folder_facts, image_processor, model_folder, sha256_of
 from safetune.precision import fast_device
 
 CLIP = "openai/clip-vit-large-patch14"
