@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-
 from PIL import Image
 
 from safetune.files import write_json
