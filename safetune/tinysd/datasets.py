@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
 from PIL import Image
 
 from safetune.files import write_json
