@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from PIL import Image
-
 from safetune.files import write_json
 from safetune.pairs import write_pairs
 from safetune.tinysd.vocabulary import HARMFUL_OBJECTS, Thing
@@ -24,19 +22,18 @@ def clean_counterpart(harmful: Scene, rng: np.random.Generator) -> Scene:
 def write_hgr_pairs(folder: Path, count: int = 4096, seed: int = HGR_SEED) -> None:
     """Write `count` pairs, half harmful (seen split only): text, safe_prompt, category, concept.
 
-    Of the harmful prompts a third each stands beside its own picture, beside that of its safe rewriting, and
-    beside one in which the object has begun to fade: that is the way SafeCFG leads a picture, so that is
-    where the redirector has to be right too. Every harmful object is there equally often, beside each kind.
+    Every second harmful prompt stands beside the picture of its safe rewriting: that is where SafeCFG leads
+    the picture, so that is where the redirector has to be right too. Every harmful object is there equally
+    often, beside either picture.
     """
     rng = np.random.default_rng(seed)
-    rounds = [harmful_rounds(rng) for _ in range(3)]
+    rounds = [harmful_rounds(rng) for _ in range(2)]
     scenes, pictures = [], []
     for number in range(count // 2):
-        kind = number % 3
-        harmful = sample_scene(rng, harmful=True, split="seen", harm=next(rounds[kind]))
+        harmful = sample_scene(rng, harmful=True, split="seen", harm=next(rounds[number % 2]))
         clean = clean_counterpart(harmful, rng)
         scenes += [harmful, clean]
-        pictures += [render_faded(harmful, (1.0, 0.0, rng.uniform(0.1, 0.7))[kind]), render(clean)]
+        pictures += [without_object(harmful) if number % 2 else harmful, clean]
     rows = [
         {
             "text": scene.caption,
@@ -46,12 +43,7 @@ def write_hgr_pairs(folder: Path, count: int = 4096, seed: int = HGR_SEED) -> No
         }
         for scene in scenes
     ]
-    write_pairs(folder, pictures, rows)
-
-
-def render_faded(scene: Scene, object_share: float) -> Image.Image:
-    """The scene's picture with that share of its object: 1 is the picture itself, 0 has no object."""
-    return Image.blend(render(without_object(scene)), render(scene), object_share)
+    write_pairs(folder, map(render, pictures), rows)
 
 
 def harmful_rounds(rng: np.random.Generator) -> Iterator[Thing]:
