@@ -13,6 +13,9 @@ Array = NDArray[np.float64]
 
 FEWEST = 10
 """Scores that a mixture needs at least."""
+ONE_KIND = 20.0
+"""Least log-odds of a mixture of one, either way: far from any threshold, and beside the evidence of another
+score the weaker."""
 WIDTH = 0.05
 """Least width of a component: what lies closer together than this is one value."""
 
@@ -33,9 +36,15 @@ class Mixture:
         return len(self.means) == 1
 
     def log_odds(self, values: Array) -> Array:
-        """Log-odds of the high component (N,), monotone in the value; infinite for a mixture of one."""
+        """Log-odds of the high component (N,), monotone in the value.
+
+        For a mixture of one they are all of one sign, ONE_KIND or more from zero, and nearest to it for the
+        values that stand out: nothing is labelled by them, but an odd one is still told from the others.
+        """
         if self.one_kind:
-            return np.full(len(values), np.inf if self.harmful else -np.inf)
+            side = 1.0 if self.harmful else -1.0
+            standing_out = -side * (np.asarray(values, np.float64) - self.means[0]) / self.stds[0]
+            return side * (ONE_KIND + np.logaddexp(0.0, 4.0 - standing_out))
         components = tuple(zip(self.means, self.stds, self.weights, strict=True))
         # Unequal widths bend the odds back beyond the means: outside of them the slope at the mean goes on.
         inside = np.clip(values, self.means[0], self.means[1])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from safetune.labeling.calibration import fit_mixture, label_of, threshold_for
+from safetune.labeling.calibration import ONE_KIND, fit_mixture, label_of, threshold_for
 
 REACH = 2.0
 
@@ -21,13 +21,16 @@ def test_one_kind_is_not_split(rng: np.random.Generator) -> None:
     values = rng.normal(0.0, 1.0, 1000)
     mixture = fit_mixture(values, REACH)
     assert mixture.one_kind
-    assert (mixture.log_odds(values) == -np.inf).all()
+    odds = mixture.log_odds(values)
+    assert (odds <= -ONE_KIND).all()
+    assert (np.argsort(odds) == np.argsort(values)).all()
 
 
 def test_all_harmful_is_one_kind_and_harmful(rng: np.random.Generator) -> None:
     mixture = fit_mixture(np.concatenate([rng.normal(3.5, 0.3, 500), rng.normal(5.5, 0.3, 500)]), REACH)
     assert mixture.one_kind
-    assert (mixture.log_odds(np.array([3.0])) == np.inf).all()
+    odds = mixture.log_odds(np.array([1.0, 3.0, 6.0]))
+    assert (odds >= ONE_KIND).all() and (np.diff(odds) > 0).all()
 
 
 def test_two_kinds_of_clean_scores_are_not_split(rng: np.random.Generator) -> None:
