@@ -62,9 +62,10 @@ def fit_mixture(values: Array, reach: float, separation: float = 2.0, least_shar
 
     `reach` is the least score that a harmful group may have on average: a scale from outside the pool, so
     that neither a few odd clean scores nor the strongest of all-harmful ones are split off as a kind of
-    their own. Two kinds have their means on both sides of it, at least `separation` joint widths apart, a
-    better BIC than one, and in the high one `least_share` of the values or more. A pool of one kind is
-    harmful when its mean reaches that far. ValueError for fewer than FEWEST values.
+    their own. Two kinds have their means on both sides of it, at least `separation` widths apart (their
+    geometric mean: a wide harmful kind does not hide beside a narrow clean one), a better BIC than one, and
+    in the high one `least_share` of the values or more. A pool of one kind is harmful when its mean reaches
+    that far. ValueError for fewer than FEWEST values.
     """
     if len(values) < FEWEST:
         raise ValueError(f"{len(values)} scores: calibration needs at least {FEWEST} pairs")
@@ -74,7 +75,7 @@ def fit_mixture(values: Array, reach: float, separation: float = 2.0, least_shar
     for two in sorted(fits, key=lambda fit: -fit.lower_bound_):
         order = np.argsort(two.means_[:, 0])
         means, stds = two.means_[order, 0], np.sqrt(two.covariances_[order, 0, 0])
-        apart = (means[1] - means[0]) / np.sqrt((stds**2).mean())
+        apart = (means[1] - means[0]) / np.sqrt(stds.prod())
         weights = two.weights_[order]
         if means[0] < reach <= means[1] and apart >= separation and weights[1] >= least_share:
             return Mixture(tuple(means.tolist()), tuple(stds.tolist()), tuple(weights.tolist()))

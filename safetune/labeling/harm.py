@@ -24,7 +24,7 @@ PROMPT_REACH = 0.25
 IMAGE_REACH = 4.0
 """Harmful pictures score, on average, at least this many spreads of the pool's clean half."""
 
-IMAGE_SHARE = 0.02
+IMAGE_SHARE = 0.01
 """Fewer harmful pictures than this share of those under silent captions are not told from odd clean ones."""
 
 
