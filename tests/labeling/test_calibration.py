@@ -68,3 +68,11 @@ def test_a_handful_of_odd_values_is_no_kind_where_a_share_is_asked_for(rng: np.r
     values = np.concatenate([rng.normal(0.0, 0.5, 990), rng.normal(4.0, 0.2, 10)])
     assert not fit_mixture(values, REACH).one_kind
     assert fit_mixture(values, REACH, least_share=0.02).one_kind
+
+
+def test_a_wide_kind_is_told_from_a_narrow_one(rng: np.random.Generator) -> None:
+    truth = np.arange(1000) < 300
+    values = rng.normal(np.where(truth, 5.5, 1.0), np.where(truth, 3.2, 0.6))
+    mixture = fit_mixture(values, REACH)
+    assert not mixture.one_kind
+    assert ((mixture.log_odds(values) > 0) == truth).mean() > 0.9
