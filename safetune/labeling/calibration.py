@@ -14,8 +14,9 @@ Array = NDArray[np.float64]
 FEWEST = 10
 """Scores that a mixture needs at least."""
 ONE_KIND = 20.0
-"""Least log-odds of a mixture of one, either way: far from any threshold, and beside the evidence of another
-score the weaker."""
+"""Least log-odds of a mixture of one, either way: far from any threshold."""
+STANDS_OUT = 4.0
+"""Widths from the mean at which values of a mixture of one begin to crowd towards ONE_KIND."""
 WIDTH = 0.05
 """Least width of a component: what lies closer together than this is one value."""
 
@@ -43,8 +44,8 @@ class Mixture:
         """
         if self.one_kind:
             side = 1.0 if self.harmful else -1.0
-            standing_out = -side * (np.asarray(values, np.float64) - self.means[0]) / self.stds[0]
-            return side * (ONE_KIND + np.logaddexp(0.0, 4.0 - standing_out))
+            standing_out = side * (self.means[0] - values) / self.stds[0]
+            return side * (ONE_KIND + np.logaddexp(0.0, STANDS_OUT - standing_out))
         components = tuple(zip(self.means, self.stds, self.weights, strict=True))
         # Unequal widths bend the odds back beyond the means: outside of them the slope at the mean goes on.
         inside = np.clip(values, self.means[0], self.means[1])
