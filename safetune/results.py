@@ -78,7 +78,7 @@ def methods_of_results(out: Path, demo: Path) -> dict[str, dict[str, str]]:
         **{name: {"denoiser": str(out / name)} for name in BASELINES},
         "SafeCFG": {"hgr": hgr},
         "safe LoRA": {"adapter": adapter},
-        "safe LoRA, SafeCFG": {"adapter": adapter, "hgr": hgr},
+        "safe LoRA + SafeCFG": {"adapter": adapter, "hgr": hgr},
         "safe weights": {"denoiser": str(out / "full" / "denoiser")},
     }
 

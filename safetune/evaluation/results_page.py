@@ -103,7 +103,7 @@ def reading(methods: dict[str, Any]) -> str:
             line += f"; of those that keep every clean rate within a point, {kept}, {shown(rates[kept])}"
         lines.append(line + ".")
     lines.append(f"- Every clean rate within a point of the base: {', '.join(keeps)}.")
-    pair = [name for name in ("safe LoRA", "SafeCFG", "safe LoRA, SafeCFG") if name in methods]
+    pair = [name for name in ("safe LoRA", "SafeCFG", "safe LoRA + SafeCFG") if name in methods]
     if len(pair) == 3:
         both = " and ".join(
             f"{shown(methods[pair[2]]['cells'][cell]['harm_rate'])} ({title})"
