@@ -24,7 +24,8 @@ results: $(READY)
 	$(BIN)/safetune results --page docs/results.md
 
 test: $(READY_DEV)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 \
+		--dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: lint types
 

@@ -24,9 +24,9 @@ def demo_stages(out: Path, quick: bool) -> list[Stage]:
         out / name for name in ("hgr-pairs", "pool", "hgr", "finetune", "export")
     )
     results, redirector = out / "evaluation" / "results.json", hgr / "hgr"
-    count = ["--count", "96"] if quick else []
-    hgr_steps = ["--steps", "120"] if quick else []
-    steps = ["--steps", "4"] if quick else []
+    count = ["--count", "80"] if quick else []
+    hgr_steps = ["--warm_steps", "100", "--steps", "40"] if quick else []
+    steps = ["--steps", "4", "--cache_targets", "1", "--picture_steps", "2"] if quick else []
     prompts = ["--prompts", "2"] if quick else []
     data = ["--data", str(pairs), "--output_dir", str(hgr)]
     labelled = ["--data", str(pool), "--hgr", str(redirector), "--output_dir", str(run)]

@@ -30,6 +30,9 @@ CHROMIUM_ARGUMENTS = [
     "--disable-sync",
 ]
 
+LONGEST_FILES = ("test_demo.py", "test_sampling.py", "test_evaluate.py")
+"""They run first, so that no process of `make test` is left with one of them at the end."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that take more than ten seconds too")
@@ -37,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST_FILES)
     reasons = {}
     if not config.getoption("--slow"):
         reasons["slow"] = "takes more than ten seconds; give --slow"
