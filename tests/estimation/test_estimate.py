@@ -64,6 +64,7 @@ def test_phases_are_sums_of_their_parts(tiny: Architecture) -> None:
     assert said.peak == int(said.allocated * (1 + FRAGMENTS) + ALLOWANCE * 2**30)
 
 
+@pytest.mark.slow
 def test_what_options_save(tiny: Architecture) -> None:
     full = estimate(options(method="full"), tiny, Launch())
     cached = estimate(options(method="full", cache_targets=2), tiny, Launch())

@@ -22,6 +22,7 @@ OPTIONS = SamplingOptions(steps=2, seeds=(0, 1), dtype="float32", processes=2)
 SUITE = tinysd_suite(3, ("seen", "clean"))
 
 
+@pytest.mark.slow
 def test_results_are_the_same_twice_and_after_a_kill(tmp_path: Path, tiny_pipeline: Path) -> None:
     methods = [Method("base"), Method("again"), Method("negative", negative_prompt="a knife")]
 

@@ -70,6 +70,7 @@ def test_another_job_of_the_same_name_is_made_again(tmp_path: Path, tiny_pipelin
     assert json.loads(job.path.read_text())["steps"] == 3
 
 
+@pytest.mark.slow
 def test_methods_draw_what_they_are_made_of(tmp_path: Path, tiny_pipeline: Path) -> None:
     backbone = load_backbone(tiny_pipeline)
     save_denoiser(backbone.denoiser, tmp_path / "same")
@@ -101,12 +102,12 @@ def test_methods_draw_what_they_are_made_of(tmp_path: Path, tiny_pipeline: Path)
 
 def test_another_scheduler_draws_in_the_place_of_the_models_own(tmp_path: Path, tiny_pipeline: Path) -> None:
     cells = tinysd_suite(1).cells[:1]
-    drawn = []
+    planned = []
     for name in (None, "DDIMScheduler", "LMSDiscreteScheduler"):
         options = SamplingOptions(steps=4, seeds=(0,), dtype="float32", processes=1, scheduler=name)
-        jobs = plan_jobs(BASE, str(tiny_pipeline), cells, tmp_path / str(name), options)
-        run_jobs(jobs, processes=1)
-        drawn.append(load_pictures(jobs, "seen", 0))
+        planned.append(plan_jobs(BASE, str(tiny_pipeline), cells, tmp_path / str(name), options))
+    run_jobs([job for jobs in planned for job in jobs], processes=1)
+    drawn = [load_pictures(jobs, "seen", 0) for jobs in planned]
     assert np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
     options = SamplingOptions(steps=4, seeds=(0,), processes=1, scheduler="FlowMatchEulerDiscreteScheduler")
     jobs = plan_jobs(BASE, str(tiny_pipeline), cells, tmp_path / "flow", options)
