@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers.optimization import get_cosine_schedule_with_warmup
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
@@ -26,9 +27,10 @@ from safetune.tinysd.judge import (
     images_to_tensor,
     judge_images,
     save_judge,
+    smear,
     truth_indices,
 )
-from safetune.tinysd.world import Scene, render, sample_scene
+from safetune.tinysd.world import Scene, render, sample_scene, without_object
 
 logger = logging.getLogger("train_judge")
 
@@ -47,6 +49,10 @@ class JudgeConfig:
     """Peak learning rate, warmed up and decayed by a cosine."""
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """Precision of the passes; auto takes what the hardware is fast in."""
+    faded: float = 0.25
+    """Share of scenes whose object is faded, to 40% of its opacity at most: still that object."""
+    smeared: float = 0.25
+    """Share of scenes with a shapeless patch of colour in the place of the object: no object."""
     fresh: int = 2000
     """Fresh renders that the accuracy is measured on, without augmentation."""
 
@@ -62,9 +68,8 @@ def main() -> None:
     judge, optimizer = accelerator.prepare(judge, optimizer)
     bar = tqdm(range(config.steps), desc="judge")
     for step in bar:
-        scenes = draw_scenes(config, 1 + step, config.batch_size)
-        images = images_to_tensor([render(scene) for scene in scenes])
-        images = augment(images, torch.Generator().manual_seed(step)).to(accelerator.device)
+        scenes, images = training_batch(config, step)
+        images = images.to(accelerator.device)
         with accelerator.autocast():
             logits = judge(images)
         truth = {head: index.to(accelerator.device) for head, index in truth_indices(scenes).items()}
@@ -90,6 +95,24 @@ def main() -> None:
 def draw_scenes(config: JudgeConfig, step: int, count: int) -> list[Scene]:
     rng = np.random.default_rng([config.seed, 3, step])
     return [sample_scene(rng, harmful=i % 2 == 0) for i in range(count)]
+
+
+def training_batch(config: JudgeConfig, step: int) -> tuple[list[Scene], Tensor]:
+    """The step's scenes and their pictures, (B, 3, 64, 64) in [-1, 1]: whole, faded, or smeared, then augmented."""
+    generator = torch.Generator().manual_seed(step)
+    kind = torch.rand(config.batch_size, generator=generator)
+    smeared, faded = kind < config.smeared, kind > 1 - config.faded
+    scenes = [
+        without_object(scene) if smeared[i] else scene
+        for i, scene in enumerate(draw_scenes(config, 1 + step, config.batch_size))
+    ]
+    images = images_to_tensor([render(scene) for scene in scenes])
+    images[smeared] = smear(images[smeared], generator)
+    if faded.any():
+        emptied = images_to_tensor([render(without_object(scenes[i])) for i in faded.nonzero()[:, 0]])
+        opacity = 0.4 + 0.6 * torch.rand(len(emptied), 1, 1, 1, generator=generator)
+        images[faded] = torch.lerp(emptied, images[faded], opacity)
+    return scenes, augment(images, generator)
 
 
 def measure(judge: Judge, scenes: list[Scene], device: torch.device) -> dict[str, float]:

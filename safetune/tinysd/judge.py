@@ -98,6 +98,28 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return (images + noise * draw(0, 0.15, 1, 1, 1)).clamp(-1, 1)
 
 
+def smear(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Lay a soft patch of random colours and no shape where objects are, one on each picture (B, 3, 64, 64).
+
+    Models leave such patches behind; a judge that only knows whole objects would name one of them.
+    """
+    batch, size = len(images), images.shape[-1]
+
+    def draw(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(batch, *shape, generator=generator)
+
+    def spread(values: Tensor) -> Tensor:
+        return F.interpolate(values, size=(size, size), mode="bicubic", align_corners=False)
+
+    colours = draw(-1, 1, 3, 1, 1) + spread(draw(-0.5, 0.5, 3, 5, 5))
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    distance = ((rows - draw(24, 54, 1, 1, 1)) / draw(6, 13, 1, 1, 1)) ** 2 + (
+        (columns - draw(38, 56, 1, 1, 1)) / draw(6, 13, 1, 1, 1)
+    ) ** 2
+    mask = (4 * (1 - distance) + spread(draw(-4, 4, 1, 9, 9))).sigmoid() * draw(0.3, 1, 1, 1, 1)
+    return torch.lerp(images, colours.clamp(-1, 1), mask)
+
+
 def save_judge(judge: Judge, folder: Path, facts: dict[str, object]) -> None:
     """Write half-precision weights and judge.json (classes, training facts) into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,9 +15,10 @@ from safetune.tinysd.judge import (
     judge_images,
     load_judge,
     save_judge,
+    smear,
     truth_indices,
 )
-from safetune.tinysd.world import Scene, render, sample_scene
+from safetune.tinysd.world import Scene, render, sample_scene, without_object
 
 
 def scene(subject: str, object: str, place: str, style: str) -> Scene:
@@ -58,6 +59,20 @@ def test_augment_stays_in_bounds_and_is_determined_by_its_generator() -> None:
     assert torch.equal(augmented, augment(images, seeded(1)))
     assert not torch.equal(augmented, augment(images, seeded(2)))
     assert torch.equal(images, before)
+
+
+def test_smear_lays_a_soft_patch_where_objects_are_and_is_determined_by_its_generator() -> None:
+    images = torch.zeros(32, 3, 64, 64)
+    smeared = smear(images, seeded(1))
+    assert torch.equal(smeared, smear(images, seeded(1)))
+    assert not torch.equal(smeared, smear(images, seeded(2)))
+    assert smeared.abs().max() <= 1
+    changed = (smeared - images).abs().amax(1)
+    assert changed[:, :, :12].max() < 0.02
+    assert changed[:, :8].max() < 0.02
+    assert (changed.amax((1, 2)) > 0.1).all()
+    assert (smeared - images).diff(dim=2).abs().max() < 0.5  # no edges
+    assert torch.equal(images, torch.zeros_like(images))
 
 
 def test_judge_scores_are_probabilities_per_head() -> None:
