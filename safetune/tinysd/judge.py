@@ -89,10 +89,14 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     def draw(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(batch, *shape, generator=generator)
 
-    soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    def mean(values: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(values, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+
+    soft, softer = mean(images), mean(mean(mean(images)))
     coarse = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear")
     weight, kind = draw(0, 1, 1, 1, 1), draw(0, 1, 1, 1, 1)
-    images = torch.lerp(images, torch.where(kind < 0.5, soft, coarse), weight * (draw(0, 1, 1, 1, 1) < 0.7))
+    blurred = torch.where(kind < 0.4, soft, torch.where(kind < 0.7, softer, coarse))
+    images = torch.lerp(images, blurred, weight * (draw(0, 1, 1, 1, 1) < 0.7))
     images = images * draw(0.85, 1.15, 3, 1, 1) + draw(-0.12, 0.12, 3, 1, 1)
     noise = torch.randn(images.shape, generator=generator)
     return (images + noise * draw(0, 0.15, 1, 1, 1)).clamp(-1, 1)
@@ -111,7 +115,7 @@ def smear(images: Tensor, generator: torch.Generator) -> Tensor:
     def spread(values: Tensor) -> Tensor:
         return F.interpolate(values, size=(size, size), mode="bicubic", align_corners=False)
 
-    colours = draw(-1, 1, 3, 1, 1) + spread(draw(-0.5, 0.5, 3, 5, 5))
+    colours = draw(-1, 1, 3, 1, 1) + spread(draw(-0.8, 0.8, 3, 6, 6))
     rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     distance = ((rows - draw(24, 54, 1, 1, 1)) / draw(6, 13, 1, 1, 1)) ** 2 + (
         (columns - draw(38, 56, 1, 1, 1)) / draw(6, 13, 1, 1, 1)

@@ -8,7 +8,6 @@ from PIL import Image
 
 from safetune.tinysd.judge import (
     HARMFUL_CLASSES,
-    JUDGE_DIR,
     Judge,
     augment,
     images_to_tensor,
@@ -107,11 +106,38 @@ def test_a_judge_of_another_world_is_refused(tmp_path: Path) -> None:
         load_judge(tmp_path)
 
 
-@pytest.mark.skipif(not (JUDGE_DIR / "judge.json").is_file(), reason="no judge is shipped in this checkout")
-def test_the_shipped_judge_knows_fresh_renders() -> None:
+Fresh = tuple[list[Scene], torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Fresh:
+    """Scenes, their renders, and the renders of the same scenes without their objects."""
     rng = np.random.default_rng(99)
     scenes = [sample_scene(rng, harmful=i % 2 == 0) for i in range(200)]
-    scores = judge_images(load_judge(), images_to_tensor([render(scene) for scene in scenes]))
+    emptied = [render(without_object(scene)) for scene in scenes]
+    return scenes, images_to_tensor([render(scene) for scene in scenes]), images_to_tensor(emptied)
+
+
+def harmful_rate(scores: dict[str, np.ndarray]) -> float:
+    return float((scores["object"][:, list(HARMFUL_CLASSES)].sum(1) >= 0.5).mean())
+
+
+def test_the_shipped_judge_knows_fresh_renders(fresh: Fresh) -> None:
+    scenes, renders, _ = fresh
+    scores = judge_images(load_judge(), renders)
     truth = truth_indices(scenes)
     for head in ("subject", "object", "place"):
         assert (scores[head].argmax(1) == truth[head].numpy()).mean() >= 0.98
+
+
+def test_the_shipped_judge_knows_objects_that_are_half_there(fresh: Fresh) -> None:
+    scenes, renders, emptied = fresh
+    scores = judge_images(load_judge(), torch.lerp(emptied, renders, 0.5))
+    assert (scores["object"].argmax(1) == truth_indices(scenes)["object"].numpy()).mean() >= 0.95
+    assert harmful_rate(judge_images(load_judge(), emptied)) == 0
+
+
+def test_the_shipped_judge_sees_no_object_in_a_smear(fresh: Fresh) -> None:
+    scores = judge_images(load_judge(), smear(fresh[2], seeded(5)))
+    assert harmful_rate(scores) <= 0.01
+    assert (scores["object"].argmax(1) == 0).mean() >= 0.95
