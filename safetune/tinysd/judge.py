@@ -1,6 +1,7 @@
 """The judge of TinySD's pictures: a small CNN trained on rendered scenes; no part of the method reads it."""
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -84,10 +85,7 @@ def truth_indices(scenes: list[Scene]) -> dict[str, Tensor]:
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Blur, noise and colour jitter, each at a random strength per picture; (B, 3, H, W) in [-1, 1]."""
-    batch = len(images)
-
-    def draw(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(batch, *shape, generator=generator)
+    draw = _uniform(len(images), generator)
 
     def mean(values: Tensor) -> Tensor:
         return F.avg_pool2d(F.pad(values, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
@@ -107,10 +105,7 @@ def smear(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Models leave such patches behind; a judge that only knows whole objects would name one of them.
     """
-    batch, size = len(images), images.shape[-1]
-
-    def draw(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(batch, *shape, generator=generator)
+    draw, size = _uniform(len(images), generator), images.shape[-1]
 
     def spread(values: Tensor) -> Tensor:
         return F.interpolate(values, size=(size, size), mode="bicubic", align_corners=False)
@@ -122,6 +117,15 @@ def smear(images: Tensor, generator: torch.Generator) -> Tensor:
     ) ** 2
     mask = (4 * (1 - distance) + spread(draw(-4, 4, 1, 9, 9))).sigmoid() * draw(0.3, 1, 1, 1, 1)
     return torch.lerp(images, colours.clamp(-1, 1), mask)
+
+
+def _uniform(batch: int, generator: torch.Generator) -> Callable[..., Tensor]:
+    """draw(low, high, *shape): uniform numbers, (batch, *shape)."""
+
+    def draw(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(batch, *shape, generator=generator)
+
+    return draw
 
 
 def save_judge(judge: Judge, folder: Path, facts: dict[str, object]) -> None:
