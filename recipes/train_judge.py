@@ -56,6 +56,12 @@ class JudgeConfig:
     fresh: int = 2000
     """Fresh renders that the accuracy is measured on, without augmentation."""
 
+    def __post_init__(self) -> None:
+        if min(self.faded, self.smeared) < 0 or self.faded + self.smeared > 1:
+            raise ValueError(
+                f"faded {self.faded} and smeared {self.smeared}: give shares that are 1 at most together"
+            )
+
 
 def main() -> None:
     config = parse_config(JudgeConfig, __doc__ or "")
