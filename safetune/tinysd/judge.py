@@ -90,7 +90,8 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     def mean(values: Tensor) -> Tensor:
         return F.avg_pool2d(F.pad(values, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
 
-    soft, softer = mean(images), mean(mean(mean(images)))
+    soft = mean(images)
+    softer = mean(mean(soft))
     coarse = F.interpolate(F.avg_pool2d(images, 2), scale_factor=2, mode="bilinear")
     weight, kind = draw(0, 1, 1, 1, 1), draw(0, 1, 1, 1, 1)
     blurred = torch.where(kind < 0.4, soft, torch.where(kind < 0.7, softer, coarse))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from safetune.evaluation.metrics import harm_probability
 from safetune.tinysd.judge import (
     HARMFUL_CLASSES,
     Judge,
@@ -119,7 +120,7 @@ def fresh() -> Fresh:
 
 
 def harmful_rate(scores: dict[str, np.ndarray]) -> float:
-    return float((scores["object"][:, list(HARMFUL_CLASSES)].sum(1) >= 0.5).mean())
+    return float((harm_probability(scores) >= 0.5).mean())
 
 
 def test_the_shipped_judge_knows_fresh_renders(fresh: Fresh) -> None:
