@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -220,7 +222,9 @@ def run_jobs(jobs: Sequence[Job], processes: int) -> None:
     with tqdm(total=len(jobs), initial=done, desc="sample", unit="job") as bar:
 
         def report() -> None:
-            bar.update(done + sum(job.pictures.is_file() for job in missing) - bar.n)
+            made = done + sum(job.pictures.is_file() for job in missing) - bar.n
+            if made:  # else a waiting bar fills a log file with itself
+                bar.update(made)
 
         for sampler in (PLAIN, GUIDED):
             _run_sampler(sampler, [job for job in missing if job.sampler == sampler], processes, report)
@@ -228,20 +232,21 @@ def run_jobs(jobs: Sequence[Job], processes: int) -> None:
 
 def _run_sampler(sampler: Path, jobs: Sequence[Job], processes: int, report: Callable[[], None]) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(sampler), *(str(job.path) for job in jobs[rank::processes])],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(min(processes, len(jobs)))
-    ]  # fmt: skip
-    while any(worker.poll() is None for worker in workers):
-        time.sleep(0.2)
-        report()
-    for worker in workers:
-        if worker.returncode:
-            words = worker.stderr.read() if worker.stderr else ""
-            raise RuntimeError(f"the sampler failed with status {worker.returncode}: {words[-2000:]}")
+    with ExitStack() as files:
+        workers = []
+        for rank in range(min(processes, len(jobs))):
+            command = [sys.executable, str(sampler), *(str(job.path) for job in jobs[rank::processes])]
+            words = files.enter_context(tempfile.TemporaryFile("w+"))  # a full pipe would stop the worker
+            worker = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=words)
+            workers.append((worker, words))
+        while any(worker.poll() is None for worker, _ in workers):
+            time.sleep(0.2)
+            report()
+        for worker, words in workers:
+            if worker.returncode:
+                words.seek(0)
+                last = words.read()[-2000:]
+                raise RuntimeError(f"the sampler failed with status {worker.returncode}: {last}")
 
 
 def load_pictures(jobs: Sequence[Job], cell: str, seed: int) -> np.ndarray:
