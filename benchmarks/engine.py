@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=7, help="rounds, after one that is not counted")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds, after a warm-up that is not counted")
     parser.add_argument(
         "--sd15", action="store_true", help="a UNet of SD 1.5's size with gradient checkpointing"
     )
@@ -168,14 +168,13 @@ def build_steps(size: str, folder: Path) -> dict[str, Callable[[], None]]:
 def measure(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
     """Median seconds of each kind, in turn in every round, and median ratios to the plain step."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 1):
+    for name in KINDS[:3]:  # a warm-up; ESD's passes are those of the others
+        steps[name]()
+    for _ in range(rounds):
         for name, step in steps.items():
-            if not number and name == "esd":
-                continue  # its passes are those of the others, which are warm by then
             started = time.perf_counter()
             step()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.perf_counter() - started)
     found = {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
     for name in KINDS[1:]:
         pairs = zip(seconds[name], seconds["plain"], strict=True)
